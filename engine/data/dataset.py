@@ -1,0 +1,181 @@
+"""Open a data source: decode and verify it, split it, and keep it on the device when it fits."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.data.catalog import find_kind
+from engine.data.decode import Pixels
+from engine.data.images import CHUNK, ImageSet, Stream
+from engine.data.loader import MAX_WORKERS, decode_batches
+from engine.data.preprocessing import Augmentation, Preprocessing
+from engine.data.source import Source
+from engine.data.splits import SPLIT_NAMES, Splits, make_splits
+from engine.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FEW_IMAGES = 512
+"""Below this many images, starting worker processes takes longer than decoding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """An opened data source.
+
+    name           "digits", or the last part of the path
+    classes        name of every class
+    preprocessing  of the evaluation path; what a checkpoint stores
+    augmentation   that suits the source
+    splits         which image belongs where; what a run stores
+    device         that images and labels live on
+    quarantined    names of images that could not be decoded, and are in no split
+    sets           the images of each split; use ``subset``
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    augmentation: Augmentation
+    splits: Splits
+    device: torch.device
+    quarantined: tuple[str, ...]
+    sets: Mapping[str, ImageSet]
+
+    def subset(self, name: str) -> ImageSet:
+        """Return the images of one split. Raises UserError when there is no such split."""
+        if name not in self.sets:
+            raise UserError(f"split {name!r}: choose one of {', '.join(SPLIT_NAMES)}")
+        return self.sets[name]
+
+
+def open_data(
+    spec: str = "digits",
+    *,
+    resolution: int | None = None,
+    device: str | torch.device = "cpu",
+    splits: Splits | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    memory_limit: int | None = None,
+) -> Data:
+    """Open the images that ``spec`` names.
+
+    spec          "digits", or a path whose content decides how it is read (see ``engine.data.catalog``)
+    resolution    side in pixels the network reads; None: the natural one of the source
+    device        where images and labels live
+    splits        of a stored run, verified against the data; None: made from ``seed``
+    workers       processes that decode; 0: this one; None: as many as help
+    memory_limit  bytes the decoded images may take on the device before they are streamed instead; None: a
+                  quarter of what is free there and on the host
+
+    An image that cannot be decoded is logged, listed in ``Data.quarantined`` and left out of the splits. That
+    may befall 0.1 % of the images, or one where that is less than one; with stored splits, none of theirs.
+    Every file is decoded once for this before a run starts; a resumed run that streams trusts that pass.
+
+    Raises UserError when ``spec`` or ``resolution`` is not legal, a file is damaged, too many images are
+    corrupt, or the data is not what ``splits`` were made from.
+    """
+    try:
+        kind = find_kind(spec)
+        source = kind.open(Path(spec).expanduser())
+    except OSError as error:
+        raise UserError(f"data {spec!r} cannot be read: {error}; restore it") from None
+    preprocessing = kind.preprocessing(resolution)
+    device, size, count = torch.device(device), preprocessing.resize, len(source.labels)
+    if splits is not None:
+        splits.verify(source.fingerprint, count, source.files)
+    chosen = range(count) if splits is None else sorted(splits.members)
+
+    limit = _default_memory_limit(device) if memory_limit is None else memory_limit
+    resident = len(chosen) * 3 * size * size <= limit
+    if workers is None:
+        quick = count < FEW_IMAGES or (resident and not source.files)
+        workers = 0 if quick else min(MAX_WORKERS, os.cpu_count() or 1)
+
+    pixels = np.empty((len(chosen), 3, size, size), np.uint8) if resident else None
+    corrupt: set[int] = set()
+    if resident or (source.files and splits is None):
+        allowed = max(1, count // 1000) if splits is None else 0
+        corrupt = _decode_all(source, chosen, size, workers, allowed, pixels)
+    if splits is None:
+        splits = make_splits(
+            source.labels,
+            source.classes,
+            official_test=source.official_test,
+            excluded=corrupt,
+            seed=seed,
+            fingerprint=source.fingerprint,
+            files=source.files,
+        )
+
+    labels = torch.tensor(source.labels)
+    row_of = torch.empty(count, dtype=torch.int64)
+    row_of[[index for index in chosen if index not in corrupt]] = torch.arange(len(chosen) - len(corrupt))
+    sets = {}
+    for name in SPLIT_NAMES:
+        indices = torch.tensor(getattr(splits, name), dtype=torch.int64)
+        stored: Tensor | Stream = Stream(source.images, size, workers)
+        if pixels is not None:
+            stored = torch.from_numpy(pixels)[row_of[indices]].to(device)
+        sets[name] = ImageSet(name, indices, labels[indices].to(device), stored)
+    members = set(splits.members)
+    return Data(
+        name=spec if spec == "digits" else Path(spec).expanduser().resolve().name,
+        classes=source.classes,
+        preprocessing=preprocessing,
+        augmentation=kind.augmentation,
+        splits=splits,
+        device=device,
+        quarantined=tuple(source.images.name(index) for index in range(count) if index not in members),
+        sets=sets,
+    )
+
+
+def _decode_all(
+    source: Source, chosen: Sequence[int], size: int, workers: int, allowed: int, pixels: Pixels | None
+) -> set[int]:
+    """Decode the ``chosen`` images once, into the rows of ``pixels`` where given; return the corrupt ones.
+
+    Raises UserError as soon as more than ``allowed`` are corrupt.
+    """
+    chunks = (list(chosen[start : start + CHUNK]) for start in range(0, len(chosen), CHUNK))
+    corrupt: list[int] = []
+    row = 0
+    for batch in decode_batches(source.images, size, chunks, workers):
+        if pixels is not None:
+            pixels[row : row + len(batch.indices)] = batch.images
+        row += len(batch.indices)
+        for index, reason in batch.failures.items():
+            log.warning("quarantined %r: %s", source.images.name(index), reason)
+        corrupt += batch.failures
+        if len(corrupt) > allowed:
+            names = ", ".join(repr(source.images.name(index)) for index in corrupt[:5])
+            raise UserError(
+                f"at least {len(corrupt)} of {len(chosen)} images cannot be decoded, at most {allowed} may: "
+                f"{names}; restore them, or remove them and start a new run"
+            )
+    return set(corrupt)
+
+
+def _default_memory_limit(device: torch.device) -> int:
+    """Return a quarter of the free memory of the host, or of the device where that is less; in bytes."""
+    free = _free_host_memory()
+    if device.type == "cuda":
+        free = min(free, torch.cuda.mem_get_info(device)[0])
+    return free // 4
+
+
+def _free_host_memory() -> int:
+    """Return the memory the system can hand out, in bytes; all of it where it does not say."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,164 @@
+"""Train a PruningNet: one hypernetwork that generates weights for every structure of a search space.
+
+    python -m engine.metatrain                                  # MobileNetV1 on handwritten digits
+    python -m engine.metatrain --architecture resnet50 --data /path/to/imagenet
+
+Every step draws a random structure, generates its weights, and trains the generators through them (MetaPruning,
+section 3.2). The accuracy shown is true: BatchNorm is calibrated for every structure before it is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from engine import population
+from engine.data import Data, Splits, open_data
+from engine.errors import UserError
+from engine.pruningnet import PruningNet, count_parameters
+from engine.random import random_integers, stream_key
+from engine.run import directory
+from engine.run.command import run_command, use_device
+from engine.run.options import TrainingOptions, require_at_least
+from engine.run.training import Training, keep_freed_memory, train
+from engine.space import Space, architecture
+from engine.space.recipe import Recipe, scaled
+
+RUNS = Path("runs")
+SMALL_DATA_LR = 0.1
+# Epochs of a small dataset are a few steps long; validating after each would take longer than training.
+LEAST_STEPS_BETWEEN_VALIDATIONS = 100
+RANDOM_STRUCTURES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metatrain(TrainingOptions):
+    """Train a PruningNet, which generates weights for every structure of a search space."""
+
+    architecture: str = "mobilenet_v1"
+    """Search space: mobilenet_v1, mobilenet_v2 or resnet50."""
+    data: str = "digits"
+    """Images: 'digits', or a folder (class folders, CIFAR-10/100, IDX files)."""
+    resolution: int | None = None
+    """Image side in pixels (default: 32 for digits, CIFAR and IDX, 224 for folders)."""
+    out: Path | None = None
+    """Run directory (default: runs/ARCHITECTURE-DATA)."""
+    structures: int = 1
+    """Random structures per step; the batch is split among them."""
+    hidden: int | None = None
+    """Hidden size of every weight generator (default: the paper's, 32 or 64)."""
+    calibration_images: int = 1000
+    """Images that calibrate BatchNorm before an accuracy is measured."""
+    backend: str = "auto"
+    """Kernels: auto, reference, cpu, triton or cuda."""
+
+
+def default_run(architecture: str, data: str) -> Path:
+    """Where a run goes that was not told where."""
+    return RUNS / f"{architecture}-{Path(data).name or 'data'}"
+
+
+def main(options: Metatrain) -> None:
+    """Run the command."""
+    console = Console(file=sys.stderr)
+    out = options.out or default_run(options.architecture, options.data)
+    directory.check_output(out, options.resume, options.overwrite)
+    if options.resume:
+        options = directory.resumed_options(options, out)
+    chosen = architecture(options.architecture)
+    options.check()
+    require_at_least(options, {"structures": 1, "hidden": 1, "calibration_images": 1})
+    device = use_device(options.device, options.backend)
+    splits = Splits.load(out / "splits.json") if options.resume else None
+    data = open_data(
+        options.data, resolution=options.resolution, device=device, splits=splits, seed=options.seed
+    )
+    space = chosen.build(len(data.classes))
+    space.check_resolution(data.preprocessing.resolution)
+    keep_freed_memory()
+    training = _training(options, out, space, data, chosen.metatrain)
+    training.check_disk_space()
+    if not options.resume:
+        resolved = {**dataclasses.asdict(training.recipe), "steps": training.steps}
+        directory.start_output(out, options, {**resolved, "resolution": data.preprocessing.resolution})
+        data.splits.save(out / "splits.json")
+    console.print(
+        f"PruningNet of {space.architecture}: {count_parameters(space, options.hidden) / 1e6:.1f} M parameters; "
+        f"{len(training.images)} images, {len(data.classes)} classes, {training.steps} steps on {device}",
+        highlight=False,
+    )
+    checkpoint = train(training, console)
+    print(f"PruningNet: {checkpoint.folder}")
+    print(f"next: python -m engine.evolve --flops 50%{'' if options.out is None else f' --run {out}'}")
+
+
+def _training(options: Metatrain, out: Path, space: Space, data: Data, paper: Recipe) -> Training:
+    images = data.subset("sub_train")
+    recipe = options.recipe(scaled(paper, len(images), SMALL_DATA_LR))
+    if 2 * options.structures > recipe.batch:
+        raise UserError(
+            f"--structures {options.structures}: each needs two images of the batch of {recipe.batch}"
+        )
+    epoch = max(1, len(images) // recipe.batch)
+    net = PruningNet(space, options.hidden, torch.Generator().manual_seed(options.seed), device=data.device)
+    scored = population.scoring_images(data, options.calibration_images)
+    validated = _validation_genomes(space, options.seed, data.device)
+    genes = len(space.genes)
+
+    def logits(images_NCHW: Tensor, step: int) -> Tensor:
+        key = stream_key(options.seed, "structure", step)
+        genome_SG = random_integers(key, space.choices, (options.structures, genes), data.device)
+        return net(images_NCHW, genome_SG)
+
+    def validate() -> dict[str, float]:
+        scores = population.score(net, validated, scored)
+        percent = (100 * scores.correct / scores.images).tolist()
+        smallest, middle, largest, *others = percent
+        mean = sum(others) / len(others)
+        return {
+            "smallest": smallest,
+            "middle": middle,
+            "largest": largest,
+            f"random (mean of {len(others)})": mean,
+        }
+
+    return Training(
+        run=out,
+        module=net,
+        recipe=recipe,
+        steps=options.steps or recipe.epochs * epoch,
+        seed=options.seed,
+        data=data,
+        images=images,
+        logits=logits,
+        validate=validate,
+        validate_every=max(epoch, LEAST_STEPS_BETWEEN_VALIDATIONS),
+        manifest={
+            "architecture": space.architecture,
+            "classes": list(data.classes),
+            "hidden": options.hidden,
+            "preprocessing": data.preprocessing.to_dict(),
+            "splits": data.splits.digest,
+        },
+        checkpoint_minutes=options.checkpoint_minutes,
+        tensorboard=options.tensorboard,
+    )
+
+
+def _validation_genomes(space: Space, seed: int, device: torch.device) -> Tensor:
+    """Smallest, middle, largest, and fixed random structures."""
+    fixed = [space.uniform_choice(choice) for choice in (0, space.choices // 2, space.choices - 1)]
+    drawn = random_integers(
+        stream_key(seed, "validation"), space.choices, (RANDOM_STRUCTURES, len(space.genes))
+    )
+    return torch.cat([*fixed, drawn]).to(device)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, Metatrain))

@@ -1,0 +1,147 @@
+"""The hypernetwork: one small weight generator per convolution.
+
+For a convolution with context ratios ``r`` and hidden size ``h``: ``w = relu(fc1(r)) · basisᵀ + bias`` at full width,
+cropped to the first ``cout × cin`` channels (MetaPruning, section 3.1). BatchNorm has no learned parameters, because
+its statistics belong to one structure; the classifier is an ordinary linear layer, cropped on its input.
+
+Shape suffixes: S subnetworks, G genes, N images, O out channels, I in channels, K kernel taps, H hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.space import IMAGE, Conv, Space, max_width
+from kernels import generate_weights, unpack_weights
+
+NORM_EPSILON = 1e-5
+
+
+class WeightGenerator(nn.Module):
+    """Generates the weights of one convolution, for many subnetworks at once."""
+
+    def __init__(self, conv: Conv, hidden: int, device: torch.device | str) -> None:
+        super().__init__()
+        self.depthwise = conv.depthwise
+        self.fc1 = nn.Linear(len(conv.context), hidden, device=device)
+        shape = (max_width(conv.cout), conv.fan_in, conv.kernel**2)
+        self.basis = nn.Parameter(torch.empty(*shape, hidden, device=device))
+        self.bias = nn.Parameter(torch.empty(shape, device=device))
+
+    def codes(self, ratios_SC: Tensor) -> Tensor:
+        """Codes ``[S, H]`` of the context ratios ``[S, contexts]``."""
+        return F.relu(self.fc1(ratios_SC))
+
+    def forward(
+        self, codes_SH: Tensor, cin_S: Tensor, cout_S: Tensor, scale_SO: Tensor | None = None
+    ) -> Tensor:
+        """Packed weights of S subnetworks (`kernels.generate_weights`), optionally scaled per output channel."""
+        return generate_weights(
+            self.basis, self.bias, codes_SH, cin_S, cout_S, depthwise=self.depthwise, scale_SO=scale_SO
+        )
+
+
+class PruningNet(nn.Module):
+    """Weight generators for every convolution of a space, and its classifier.
+
+    ``hidden`` overrides the hidden size of every generator; the paper's sizes are the space's own. Parameters are
+    drawn as `torch.nn.Linear` draws them, from ``generator``.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        hidden: int | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.generators = nn.ModuleList(WeightGenerator(c, hidden or c.hidden, device) for c in space.convs)
+        self.classifier = nn.Linear(max_width(space.features), space.classes, device=device)
+        ratios_GC = torch.tensor([gene.ratios for gene in space.genes], device=device)
+        self.register_buffer("ratios_GC", ratios_GC, persistent=False)
+        self._reset(generator)
+
+    @torch.no_grad()
+    def _reset(self, generator: torch.Generator | None) -> None:
+        for layer in self.generators:
+            hidden = layer.basis.shape[-1]
+            for parameters, fan_in in ((layer.fc1, len(layer.fc1.weight[0])), (layer, hidden)):
+                for parameter in parameters.parameters(recurse=False):
+                    parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
+        bound = 1 / math.sqrt(self.classifier.in_features)
+        for parameter in self.classifier.parameters():
+            parameter.uniform_(-bound, bound, generator=generator)
+
+    def codes(self, layer: int, genome_SG: Tensor) -> Tensor:
+        """Codes ``[S, H]`` of one convolution for valid genomes ``[S, G]``."""
+        genes = [self.space.gene_index[gene] for gene in self.space.convs[layer].context]
+        ratios_GC: Tensor = self.ratios_GC  # type: ignore[assignment]
+        return self.generators[layer].codes(ratios_GC[genes, genome_SG[:, genes]])
+
+    def generate(self, genome_SG: Tensor) -> list[list[Tensor]]:
+        """Dense weights ``[O, I, kh, kw]`` of every convolution (outer list) of S subnetworks (inner list)."""
+        gene_widths_SG = self.space.gene_widths(genome_SG).int()
+        weights = []
+        for layer, conv in enumerate(self.space.convs):
+            cin_S, cout_S = (self.space.width_of(w, gene_widths_SG) for w in (conv.cin, conv.cout))
+            packed = self.generators[layer](self.codes(layer, genome_SG), cin_S, cout_S)
+            weights.append(
+                unpack_weights(packed, cin_S, cout_S, kernel=conv.kernel, depthwise=conv.depthwise)
+            )
+        return weights
+
+    def forward(self, images_NCHW: Tensor, genome_SG: Tensor) -> Tensor:
+        """Training logits ``[N, classes]``: the images are split in order among S subnetworks.
+
+        Every convolution is normalised by the statistics of its own images (training-mode BatchNorm without
+        parameters), as in the paper, where S is 1.
+        """
+        weights = self.generate(genome_SG)
+        parts = images_NCHW.tensor_split(len(genome_SG))
+        logits = [self._run(part, [w[s] for w in weights]) for s, part in enumerate(parts)]
+        return torch.cat(logits)
+
+    def _run(self, images_NCHW: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        tensors = {IMAGE: images_NCHW}
+        x = images_NCHW
+        for conv, weight in zip(self.space.convs, weights, strict=True):
+            x = tensors[conv.source]
+            groups = len(weight) if conv.depthwise else 1
+            x = F.conv2d(x, weight, stride=conv.stride, padding=conv.kernel // 2, groups=groups)
+            x = F.batch_norm(x, None, None, training=True, eps=NORM_EPSILON)
+            if conv.shortcut is not None:
+                x = x + tensors[conv.shortcut]
+            x = activate(x, conv.activation)
+            if conv.max_pool:
+                x = F.max_pool2d(x, 3, stride=2, padding=1)
+            tensors[conv.name] = x
+        features = x.mean(dim=(2, 3))
+        return F.linear(features, self.classifier.weight[:, : features.shape[1]], self.classifier.bias)
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """Apply an activation by name."""
+    match activation:
+        case "relu":
+            return F.relu(x)
+        case "relu6":
+            return F.relu6(x)
+        case _:
+            return x
+
+
+def count_parameters(space: Space, hidden: int | None = None) -> int:
+    """Parameters of a space's PruningNet, without building it."""
+    weights = 0
+    for conv in space.convs:
+        size = hidden or conv.hidden
+        generated = max_width(conv.cout) * conv.fan_in * conv.kernel**2
+        weights += (len(conv.context) + 1) * size + generated * (size + 1)
+    return weights + (max_width(space.features) + 1) * space.classes

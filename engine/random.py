@@ -1,0 +1,59 @@
+"""Counter-based random numbers: the same seed gives the same numbers on CPU and GPU, whole or resumed.
+
+Number ``i`` of a stream is ``splitmix64(key + (i + 1) * γ)``, a function of the stream's key and ``i`` alone, so there is
+no generator state to save: a stream is named by what it is for (seed, purpose, generation, …).
+
+Source: Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+GAMMA = 0x9E3779B97F4A7C15
+MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+UNIFORM_BITS = 24
+
+
+def stream_key(*name: int | str) -> int:
+    """The 64-bit key of the stream with this name, a sequence of integers and words."""
+    digest = hashlib.sha256(repr(name).encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def random_bits(key: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """The first ``count`` numbers of a stream: 64 random bits each, as int64 ``[count]``."""
+    counter = torch.arange(1, count + 1, dtype=torch.int64, device=device)
+    z = counter * _signed(GAMMA) + _signed(key)
+    z = (z ^ _shift_right(z, 30)) * _signed(MIX_1)
+    z = (z ^ _shift_right(z, 27)) * _signed(MIX_2)
+    return z ^ _shift_right(z, 31)
+
+
+def random_uniform(key: int, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+    """Float32 numbers in [0, 1), multiples of 2^-24."""
+    bits = _shift_right(random_bits(key, math.prod(shape), device), 64 - UNIFORM_BITS)
+    return (bits.float() * 2.0**-UNIFORM_BITS).reshape(shape)
+
+
+def random_integers(
+    key: int, high: int, shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Integers from 0 to ``high - 1``, int64; ``high`` at most 2^31. The bias, below ``high`` / 2^32, is ignored."""
+    bits = _shift_right(random_bits(key, math.prod(shape), device), 32)
+    return ((bits * high) >> 32).reshape(shape)
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as the int64 that has it."""
+    value &= 2**64 - 1
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift of int64 patterns: the sign bit moves too."""
+    return (x >> bits) & (2 ** (64 - bits) - 1)

@@ -1,0 +1,1 @@
+"""What every long-running command shares: its command line, run directory, checkpoints, metrics, interruption."""

@@ -1,0 +1,202 @@
+"""The training loop that the PruningNet and the final network share.
+
+Everything a step needs is a function of (seed, step): the batch, its augmentation and the learning rate. A run
+restored from a checkpoint (weights, momentum, step) therefore continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from engine.data import Data, ImageSet, augment, index_batches
+from engine.random import stream_key
+from engine.run.checkpoint import (
+    Checkpoint,
+    CheckpointClock,
+    check_disk_space,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+)
+from engine.run.command import Interruption
+from engine.run.metrics import MetricsLog
+from engine.space.recipe import Recipe
+
+WEIGHTS, MOMENTUM = "weights", "momentum"
+LOG_EVERY = 10
+# Checkpoints on disk at once: the two that are kept and the one being written.
+CHECKPOINTS_ON_DISK = 3
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training produced a loss that is no number."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, on what, and for how long.
+
+    ``logits(images, step)`` gives ``[N, classes]``; ``validate()`` gives true accuracies in percent by name and is
+    called every ``validate_every`` steps and at the end. ``manifest`` is stored with every checkpoint.
+    """
+
+    run: Path
+    module: nn.Module
+    recipe: Recipe
+    steps: int
+    seed: int
+    data: Data
+    images: ImageSet
+    logits: Callable[[Tensor, int], Tensor]
+    validate: Callable[[], dict[str, float]]
+    validate_every: int
+    manifest: dict[str, Any]
+    checkpoint_minutes: float
+    tensorboard: bool
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.run / "checkpoints"
+
+    def check_disk_space(self) -> None:
+        """Raise `UserError` if the checkpoints will not fit on the disk."""
+        size = sum(p.numel() * p.element_size() for p in self.module.parameters())
+        check_disk_space(self.run, CHECKPOINTS_ON_DISK * 2 * size)
+
+
+def train(training: Training, console: Console) -> Checkpoint:
+    """Train to the end, from the latest checkpoint if there is one, and return the final checkpoint.
+
+    Ctrl-C and SIGTERM save and raise `engine.run.command.Interrupted`; a loss that is not finite raises
+    `NonFiniteLossError` before it is applied. The final checkpoint holds weights alone.
+    """
+    optimizer = torch.optim.SGD(
+        training.module.parameters(),
+        lr=training.recipe.lr,
+        momentum=training.recipe.momentum,
+        weight_decay=training.recipe.weight_decay,
+        fused=True,
+    )
+    latest = load_checkpoint(training.checkpoints)
+    if latest is not None:
+        restore(training.module, latest.tensors(WEIGHTS), latest.folder)
+        if latest.step == training.steps:
+            return latest
+        _restore_momentum(optimizer, training.module, latest)
+    start = 0 if latest is None else latest.step
+    log = MetricsLog(
+        training.run, 0 if latest is None else latest.manifest["metrics_bytes"], training.tensorboard
+    )
+    clock = CheckpointClock(training.checkpoint_minutes)
+
+    def save(done: int) -> Checkpoint:
+        began = time.monotonic()
+        files = {WEIGHTS: training.module.state_dict()}
+        if done < training.steps:
+            files[MOMENTUM] = _momentum(optimizer, training.module)
+        manifest = {**training.manifest, "steps": training.steps, "metrics_bytes": log.size()}
+        checkpoint = save_checkpoint(training.checkpoints, done, files, manifest)
+        clock.saved(time.monotonic() - began)
+        return checkpoint
+
+    with Interruption() as interruption, _progress(console) as progress:
+        task = progress.add_task("", total=training.steps, completed=start, status="")
+        batches = _batches(training, start)
+        for step in range(start, training.steps):
+            images, labels = next(batches)
+            for group in optimizer.param_groups:
+                group["lr"] = training.recipe.lr_at(step, training.steps)
+            loss = _step(training, optimizer, images, labels, step)
+            done = step + 1
+            progress.update(task, completed=done, status=f"loss {loss:.3f}")
+            if done % LOG_EVERY == 0 or done == training.steps:
+                log.write(done, {"loss": loss, "lr": training.recipe.lr_at(step, training.steps)})
+            if done % training.validate_every == 0 or done == training.steps:
+                accuracies = training.validate()
+                log.write(done, accuracies)
+                shown = "  ".join(f"{name} {value:.1f} %" for name, value in accuracies.items())
+                progress.console.print(
+                    f"step {done}/{training.steps}  loss {loss:.3f}  {shown}", highlight=False
+                )
+            if done < training.steps:
+                interruption.stop_if_asked(lambda done=done: save(done))  # type: ignore[misc]
+                if clock.due():
+                    save(done)
+        final = save(training.steps)
+    log.close()
+    return final
+
+
+def _step(training: Training, optimizer: torch.optim.SGD, images: Tensor, labels: Tensor, step: int) -> float:
+    """One update; returns the loss. Raises `NonFiniteLossError` before anything is changed."""
+    logits = training.logits(images, step)
+    loss = F.cross_entropy(logits, labels, label_smoothing=training.recipe.label_smoothing)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise NonFiniteLossError(
+            f"the loss of step {step + 1} is {value}; nothing was updated with it; lower --lr (now {training.recipe.lr:g})"
+        )
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return value
+
+
+def _batches(training: Training, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augmented images and labels of every step from ``start`` on."""
+    count, batch = len(training.images), training.recipe.batch
+    positions = index_batches(count, batch, training.seed, start, training.steps - start)
+    for step, (images_u8, labels) in enumerate(training.images.stream(positions), start):
+        generator = torch.Generator().manual_seed(stream_key(training.seed, "augmentation", step) >> 1)
+        images = augment(images_u8, training.data.augmentation, training.data.preprocessing, generator)
+        yield images.contiguous(memory_format=torch.channels_last), labels
+
+
+def _momentum(optimizer: torch.optim.SGD, module: nn.Module) -> dict[str, Tensor]:
+    buffers = ((name, optimizer.state[p].get("momentum_buffer")) for name, p in module.named_parameters())
+    return {name: buffer for name, buffer in buffers if buffer is not None}
+
+
+def _restore_momentum(optimizer: torch.optim.SGD, module: nn.Module, checkpoint: Checkpoint) -> None:
+    buffers = checkpoint.tensors(MOMENTUM)
+    for name, parameter in module.named_parameters():
+        if name in buffers:
+            optimizer.state[parameter]["momentum_buffer"] = buffers[name].to(parameter.device)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[status]}"),
+        TextColumn("time left"), TimeRemainingColumn(), console=console, transient=True,
+    )  # fmt: skip
+
+
+def keep_freed_memory() -> None:
+    """Let the C allocator keep freed memory instead of handing it back to the system.
+
+    Every step allocates gradients of hundreds of megabytes; taking them anew from the system costs a page fault per
+    4 KB, which doubled the time of a backward pass. Has an effect with glibc on Linux; elsewhere it does nothing.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(M_MMAP_MAX, 0)
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+# Parameters of mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4

@@ -1,0 +1,126 @@
+"""What can run each op here, what was chosen, and why the others were refused.
+
+    backends.report()                  one line for every op and backend
+    backends.use("reference")          for the whole process, or `with backends.use("reference"):` for a block
+    backends.chosen("ragged_conv")     the backend a call would take
+
+A forced backend is used or the call fails: it is never swapped for another.
+"""
+
+import importlib
+import importlib.util
+import os
+from contextlib import ExitStack
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.ops import NAMESPACE, OPS, REFERENCE_NAMESPACE, overload
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+CHOICES = ("auto", *BACKENDS)
+CPU_DTYPES = (torch.float32, torch.bfloat16)
+REBUILD = "pip install --no-build-isolation -e ."
+
+_choice = "auto"
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for that cannot run the op here."""
+
+
+def _load_extension() -> tuple[ModuleType | None, str]:
+    """The compiled extension, or None and why it is not there."""
+    if os.environ.get("METAPRUNE_NO_EXTENSION") == "1":
+        return None, "switched off by METAPRUNE_NO_EXTENSION=1"
+    if importlib.util.find_spec("kernels._extension") is None:
+        return None, f"the extension was not built; with a C++ compiler present: {REBUILD}"
+    try:
+        return importlib.import_module("kernels._extension"), ""
+    except ImportError as error:
+        return None, f"the extension does not load ({error}); rebuild it: {REBUILD}"
+
+
+extension, _why_no_extension = _load_extension()
+
+
+def use(name: str) -> ExitStack:
+    """Choose the backend of every later call in this process: one of `CHOICES`.
+
+    `with use(name):` restores the previous choice at the end. Raises `BackendError` for an unknown name;
+    whether an op has the backend is decided when the op is called.
+    """
+    if name not in CHOICES:
+        raise BackendError(f"unknown backend {name!r}; legal: {', '.join(CHOICES)}")
+    restore = ExitStack()
+    restore.callback(_set_choice, _choice)
+    _set_choice(name)
+    return restore
+
+
+def _set_choice(name: str) -> None:
+    global _choice
+    _choice = name
+
+
+def chosen(op: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """The backend that a call of `op` on tensors of this device and dtype takes.
+
+    Raises `BackendError` if the forced backend cannot, naming the op and the legal backends.
+    """
+    kind = torch.device(device).type
+    refused = {backend: _why_not_on(op, backend, kind, dtype) for backend in BACKENDS}
+    legal = [backend for backend, reason in refused.items() if not reason]
+    if _choice == "auto":
+        return legal[-1]
+    if refused[_choice]:
+        raise BackendError(
+            f"{op} on {kind} in {dtype} cannot run on backend {_choice!r}: {refused[_choice]}; "
+            f"legal here: auto, {', '.join(legal)}"
+        )
+    return _choice
+
+
+def implementation(op: str, like: Tensor) -> Any:
+    """The callable for `op` on tensors of the device and dtype of `like`, in the chosen backend."""
+    backend = chosen(op, like.device, like.dtype)
+    return overload(REFERENCE_NAMESPACE if backend == "reference" else NAMESPACE, op)
+
+
+def report() -> str:
+    """One line for every op and backend: available, or why not."""
+    return "\n".join(
+        f"{op:<17} {backend:<10} {why_not(op, backend) or 'available'}" for op in OPS for backend in BACKENDS
+    )
+
+
+@cache
+def why_not(op: str, backend: str) -> str:
+    """Why `backend` cannot run `op` in this process, in one line; empty if it can."""
+    if backend == "reference":
+        return ""
+    if backend == "cpu":
+        if extension is None:
+            return _why_no_extension
+        return "" if _has_kernel(op, "CPU") else "this op has no C++ kernel yet"
+    if not torch.cuda.is_available():
+        return "no GPU"
+    written_in = "triton" if importlib.util.find_spec(f"kernels.{op}.triton") else "cuda"
+    return "" if written_in == backend and _has_kernel(op, "CUDA") else f"this op has no {backend} kernel yet"
+
+
+def _has_kernel(op: str, dispatch_key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", dispatch_key)
+
+
+def _why_not_on(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
+    if backend == "reference":
+        return ""
+    if (backend == "cpu") != (device == "cpu"):
+        return f"it does not run on {device} tensors"
+    if backend == "cpu" and dtype not in CPU_DTYPES:
+        return f"it computes {' and '.join(map(str, CPU_DTYPES))}"
+    return why_not(op, backend)

@@ -1,0 +1,150 @@
+"""Where the numbers of a ragged batch lie in memory.
+
+`S` subnetworks share one buffer of `S` equal slots, sized for the widest of them. Subnetwork `s` uses the
+front of its slot as one dense block, channels last, its channel count rounded up to a multiple of 8:
+
+    activations   [N, H, W, round_up(C_s, 8)]            pad channels: unspecified, never read
+    weights       [O_s, K, round_up(I_s, 8)]             pad channels: zero
+    depthwise     [K, round_up(C_s, 8)]                  pad channels: zero
+
+What lies behind the front is unspecified and never read.
+
+Legend: S subnetworks, N images, C or I channels in, O channels out, H W size, K = kernel² taps.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CHANNEL_MULTIPLE = 8
+
+Image = Sequence[int]
+"""(N, H, W): images in the batch, height and width in pixels."""
+
+
+def round_up(n: int, multiple: int = CHANNEL_MULTIPLE) -> int:
+    """The least multiple of `multiple` that is at least `n`."""
+    return (n + multiple - 1) // multiple * multiple
+
+
+def output_size(size: int, kernel: int, stride: int) -> int:
+    """Height or width, in pixels, after a convolution or pooling padded by `kernel // 2`."""
+    return (size + 2 * (kernel // 2) - kernel) // stride + 1
+
+
+def output_image(image: Image, kernel: int, stride: int) -> tuple[int, int, int]:
+    """(N, Ho, Wo) after a convolution or pooling padded by `kernel // 2`."""
+    n, height, width = image
+    return n, output_size(height, kernel, stride), output_size(width, kernel, stride)
+
+
+def activation_slot(image: Image, max_channels: int) -> int:
+    """Elements of one activation slot: N · H · W · round_up(max_channels, 8)."""
+    n, height, width = image
+    return n * height * width * round_up(max_channels)
+
+
+def weight_slot(max_cin: int, max_cout: int, kernel: int, depthwise: bool = False) -> int:
+    """Elements of one weight slot: O · K · round_up(I, 8), or K · round_up(O, 8) if depthwise."""
+    taps = kernel * kernel
+    return taps * round_up(max_cout) if depthwise else max_cout * taps * round_up(max_cin)
+
+
+def view_activations(slot: Tensor, image: Image, channels: int) -> Tensor:
+    """The front of one slot `[slot]` as a view `[N, C_s, H, W]`, channels last, without its pad channels."""
+    n, height, width = image
+    front = slot[: activation_slot(image, channels)].view(n, height, width, round_up(channels))
+    return front[..., :channels].permute(0, 3, 1, 2)
+
+
+def view_weights(slot: Tensor, cin: int, cout: int, kernel: int, depthwise: bool = False) -> Tensor:
+    """The front of one slot `[slot]` as a view `[O_s, I_s, kh, kw]`, or `[C_s, 1, kh, kw]` if depthwise."""
+    front = slot[: weight_slot(cin, cout, kernel, depthwise)]
+    if depthwise:
+        return front.view(kernel, kernel, -1)[..., :cout].permute(2, 0, 1).unsqueeze(1)
+    return front.view(cout, kernel, kernel, -1)[..., :cin].permute(0, 3, 1, 2)
+
+
+def gather_activations(
+    images: Iterable[Tensor], count: int, image: Image, max_channels: int, like: Tensor
+) -> Tensor:
+    """Write `count` dense images `[N, C_s, H, W]`, taken one at a time, into a new buffer `[S, slot]`.
+
+    The buffer has the dtype and device of `like`; values are rounded to it once. Under autograd the slots are
+    stacked instead: S writes into one buffer would copy its whole gradient S times.
+    """
+    slot = activation_slot(image, max_channels)
+    if torch.is_grad_enabled():
+        fronts = [
+            functional.pad(dense.permute(0, 2, 3, 1), (0, round_up(dense.shape[1]) - dense.shape[1])).reshape(
+                -1
+            )
+            for dense in images
+        ]
+        return torch.stack([functional.pad(front, (0, slot - front.numel())) for front in fronts]).to(
+            like.dtype
+        )
+    buffer = like.new_empty(count, slot)
+    for row, dense in zip(buffer.unbind(0), images, strict=True):
+        view_activations(row, image, dense.shape[1]).copy_(dense)
+    return buffer
+
+
+def pack_activations(images: Sequence[Tensor], max_channels: int) -> Tensor:
+    """Lay S dense images `[N, C_s, H, W]`, equal in N, H, W and dtype, out as one buffer `[S, slot]`.
+
+    Raises `ValueError` if an image has more than `max_channels` channels or another N, H, W than the first.
+    """
+    n, _, height, width = images[0].shape
+    for dense in images:
+        if (dense.shape[0], *dense.shape[2:]) != (n, height, width) or dense.shape[1] > max_channels:
+            raise ValueError(
+                f"every image must be [{n}, at most {max_channels}, {height}, {width}] like the first, "
+                f"got {list(dense.shape)}"
+            )
+    return gather_activations(images, len(images), (n, height, width), max_channels, images[0])
+
+
+def unpack_activations(x: Tensor, channels: Tensor | Sequence[int], image: Image) -> list[Tensor]:
+    """The S dense images `[N, C_s, H, W]` of a buffer `[S, slot]`, as differentiable views.
+
+    `channels` holds the S channel counts; a tensor is read back to the host.
+    """
+    return [
+        view_activations(slot, image, c) for slot, c in zip(x.unbind(0), _integers(channels), strict=True)
+    ]
+
+
+def pack_weights(weights: Sequence[Tensor], max_cin: int, max_cout: int, depthwise: bool = False) -> Tensor:
+    """Lay S dense weights `[O_s, I_s, kh, kw]` out as one buffer `[S, slot]` whose pad channels are zero.
+
+    Depthwise weights are `[C_s, 1, kh, kw]`, C_s at most `max_cout`.
+    """
+    kernel = weights[0].shape[-1]
+    buffer = weights[0].new_zeros(len(weights), weight_slot(max_cin, max_cout, kernel, depthwise))
+    for slot, dense in zip(buffer.unbind(0), weights, strict=True):
+        cout, cin = dense.shape[:2]
+        view_weights(slot, cin, cout, kernel, depthwise).copy_(dense)
+    return buffer
+
+
+def unpack_weights(
+    weight: Tensor,
+    cin_S: Tensor | Sequence[int],
+    cout_S: Tensor | Sequence[int],
+    *,
+    kernel: int,
+    depthwise: bool = False,
+) -> list[Tensor]:
+    """The S dense weights `[O_s, I_s, kh, kw]` (`[C_s, 1, kh, kw]` if depthwise) of a buffer `[S, slot]`.
+
+    They are differentiable views. A tensor of widths is read back to the host.
+    """
+    widths = zip(weight.unbind(0), _integers(cin_S), _integers(cout_S), strict=True)
+    return [view_weights(slot, cin, cout, kernel, depthwise) for slot, cin, cout in widths]
+
+
+def _integers(values: Tensor | Sequence[int]) -> list[int]:
+    return values.tolist() if isinstance(values, Tensor) else list(values)

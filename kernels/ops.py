@@ -1,0 +1,236 @@
+"""Every op, declared once: schema, reference, fake kernel, gradient.
+
+An op lives in two namespaces. `metaprune::<op>` takes the kernel registered for the device of its arguments
+(C++ for the CPU in `csrc/ops.cpp`) and falls back on the reference where a device has none.
+`metaprune_reference::<op>` is the reference on every device and in every precision: no kernel is ever
+registered there. `kernels.backends` picks.
+
+To add an op: write `kernels/<op>/reference.py`, its demands in `checks.py`, and one `_declare` here.
+"""
+
+from collections.abc import Callable, Sequence
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import checks
+from kernels.generate_weights.reference import generate_weights_backward_reference, generate_weights_reference
+from kernels.layout import activation_slot, output_image, weight_slot
+from kernels.ragged_conv.reference import ragged_conv_reference
+from kernels.ragged_depthwise.reference import ragged_depthwise_reference
+from kernels.ragged_max_pool.reference import ragged_max_pool_reference
+from kernels.ragged_normalise.reference import ragged_normalise_reference
+from kernels.score_logits.reference import score_logits_reference
+
+NAMESPACE = "metaprune"
+REFERENCE_NAMESPACE = "metaprune_reference"
+OPS = (
+    "generate_weights",
+    "ragged_conv",
+    "ragged_depthwise",
+    "ragged_normalise",
+    "ragged_max_pool",
+    "score_logits",
+)
+
+
+def overload(namespace: str, name: str) -> Any:
+    """The callable op `namespace::name`."""
+    return getattr(getattr(torch.ops, namespace), name).default
+
+
+def _declare(
+    name: str,
+    arguments: str,
+    returns: str,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    differentiable: Sequence[str] = (),
+) -> None:
+    """Define `name` in both namespaces, with the reference as the kernel of every device that has no other.
+
+    Where `differentiable` names arguments, their gradient is that of the reference
+    (`_differentiate_reference`).
+    """
+
+    def checked_fake(*args: Any) -> Any:
+        getattr(checks, name)(*args)
+        return fake(*args)
+
+    _define(name, f"({arguments}) -> {returns}", reference, checked_fake)
+    if differentiable:
+        _differentiate_reference(name, arguments, reference, differentiable)
+
+
+def _define(name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    for namespace in (NAMESPACE, REFERENCE_NAMESPACE):
+        qualified = f"{namespace}::{name}"
+        torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.impl(qualified, "default", reference)
+        torch.library.register_fake(qualified, fake)
+
+
+def _differentiate(name: str, gradient: Callable[[str, tuple[Any, ...], tuple[Any, ...]], list[Any]]) -> None:
+    """Register `gradient(namespace, inputs, output gradients) -> input gradients` in both namespaces."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*(a if isinstance(a, Tensor) else None for a in inputs))
+        ctx.constants = [None if isinstance(a, Tensor) else a for a in inputs]
+
+    for namespace in (NAMESPACE, REFERENCE_NAMESPACE):
+
+        def backward(ctx: Any, *grads: Tensor, namespace: str = namespace) -> tuple[Any, ...]:
+            saved = zip(ctx.saved_tensors, ctx.constants, strict=True)
+            inputs = tuple(constant if tensor is None else tensor.detach() for tensor, constant in saved)
+            return tuple(gradient(namespace, inputs, grads))
+
+        torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup_context)
+
+
+def _differentiate_reference(
+    name: str, arguments: str, reference: Callable[..., Any], differentiable: Sequence[str]
+) -> None:
+    """Make the gradient of `name` that of its reference, run again under autograd.
+
+    Declares `<name>_backward(Tensor?[] grads, <arguments of name>) -> Tensor[]`: the gradients of those
+    arguments named by `differentiable` that are not None, in the order of the schema.
+    """
+    names = [a.name for a in torch._C.parse_schema(f"{name}({arguments}) -> ()").arguments]
+
+    def leaves(args: tuple[Any, ...]) -> dict[int, Tensor]:
+        return {i: args[i] for i, a in enumerate(names) if a in differentiable and args[i] is not None}
+
+    def vector_jacobian_product(grads: list[Tensor | None], *args: Any) -> list[Tensor]:
+        inputs = {i: tensor.detach().requires_grad_() for i, tensor in leaves(args).items()}
+        with torch.enable_grad():
+            outputs = reference(*(inputs.get(i, a) for i, a in enumerate(args)))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
+        return list(
+            torch.autograd.grad(
+                [y for y, _ in pairs], list(inputs.values()), [g for _, g in pairs], materialize_grads=True
+            )
+        )
+
+    def gradient(namespace: str, inputs: tuple[Any, ...], grads: tuple[Any, ...]) -> list[Any]:
+        found = overload(namespace, f"{name}_backward")(list(grads), *inputs)
+        by_position = dict(zip(leaves(inputs), found, strict=True))
+        return [by_position.get(i) for i in range(len(inputs))]
+
+    _define(
+        f"{name}_backward",
+        f"(Tensor?[] grads, {arguments}) -> Tensor[]",
+        vector_jacobian_product,
+        lambda grads, *args: [torch.empty_like(tensor) for tensor in leaves(args).values()],
+    )
+    _differentiate(name, gradient)
+
+
+def _generate_weights_fake(basis: Tensor, bias: Tensor, codes: Tensor, *rest: Any) -> Tensor:
+    o, i, taps, _ = basis.shape
+    return basis.new_empty(codes.shape[0], weight_slot(i, o, isqrt(taps), depthwise=rest[2]))
+
+
+def _generate_weights_backward_fake(
+    grad: Tensor, basis: Tensor, codes: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    return torch.empty_like(basis), basis.new_empty(basis.shape[:3]), torch.empty_like(codes)
+
+
+def _generate_weights_gradient(namespace: str, inputs: tuple[Any, ...], grads: tuple[Any, ...]) -> list[Any]:
+    basis, _, codes, *rest = inputs
+    backward = overload(namespace, "generate_weights_backward")
+    return [*backward(grads[0].contiguous(), basis, codes, *rest), *(None for _ in rest)]
+
+
+_declare(
+    "generate_weights",
+    "Tensor basis, Tensor bias, Tensor codes, Tensor cin, Tensor cout, bool depthwise, Tensor? scale",
+    "Tensor",
+    generate_weights_reference,
+    _generate_weights_fake,
+)
+_declare(
+    "generate_weights_backward",
+    "Tensor grad, Tensor basis, Tensor codes, Tensor cin, Tensor cout, bool depthwise, Tensor? scale",
+    "(Tensor, Tensor, Tensor)",
+    generate_weights_backward_reference,
+    _generate_weights_backward_fake,
+)
+_differentiate("generate_weights", _generate_weights_gradient)
+
+
+def _activations_and_sums(
+    x: Tensor, count: int, slot: int, max_channels: int, statistics: bool
+) -> tuple[Tensor, Tensor]:
+    sums = (count, 2, max_channels) if statistics else (0,)
+    return x.new_empty(count, slot), x.new_empty(sums, dtype=torch.float64)
+
+
+def _ragged_conv_fake(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    image, kernel, stride, _, max_cout, *_, statistics = rest[3:]
+    slot = activation_slot(output_image(image, kernel, stride), max_cout)
+    return _activations_and_sums(x, weight.shape[0], slot, max_cout, statistics)
+
+
+_declare(
+    "ragged_conv",
+    "Tensor x, Tensor weight, Tensor cin, Tensor cout, Tensor source, SymInt[] image, int kernel, "
+    "int stride, int max_cin, int max_cout, Tensor? bias, str activation, Tensor? shortcut, "
+    "Tensor? shortcut_source, bool statistics",
+    "(Tensor, Tensor)",
+    ragged_conv_reference,
+    _ragged_conv_fake,
+    differentiable=("x", "weight", "bias", "shortcut"),
+)
+
+
+def _ragged_depthwise_fake(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    image, kernel, stride, max_channels, *_, statistics = rest[2:]
+    slot = activation_slot(output_image(image, kernel, stride), max_channels)
+    return _activations_and_sums(x, weight.shape[0], slot, max_channels, statistics)
+
+
+_declare(
+    "ragged_depthwise",
+    "Tensor x, Tensor weight, Tensor channels, Tensor source, SymInt[] image, int kernel, int stride, "
+    "int max_channels, Tensor? bias, str activation, bool statistics",
+    "(Tensor, Tensor)",
+    ragged_depthwise_reference,
+    _ragged_depthwise_fake,
+    differentiable=("x", "weight", "bias"),
+)
+
+_declare(
+    "ragged_normalise",
+    "Tensor x, Tensor scale, Tensor shift, Tensor channels, Tensor source, SymInt[] image, int max_channels, "
+    "str activation, Tensor? shortcut, Tensor? shortcut_source",
+    "Tensor",
+    ragged_normalise_reference,
+    lambda x, scale, *_: x.new_empty(scale.shape[0], x.shape[1]),
+    differentiable=("x", "scale", "shift", "shortcut"),
+)
+
+_declare(
+    "ragged_max_pool",
+    "Tensor x, Tensor channels, Tensor source, SymInt[] image, int kernel, int stride, int max_channels",
+    "Tensor",
+    ragged_max_pool_reference,
+    lambda x, channels, _, image, kernel, stride, max_channels: x.new_empty(
+        channels.shape[0], activation_slot(output_image(image, kernel, stride), max_channels)
+    ),
+    differentiable=("x",),
+)
+
+_declare(
+    "score_logits",
+    "Tensor x, Tensor weight, Tensor bias, Tensor labels, Tensor channels, Tensor source, SymInt[] image",
+    "(Tensor, Tensor)",
+    score_logits_reference,
+    lambda x, weight, bias, labels, channels, *_: (
+        torch.empty_like(channels, dtype=torch.int64),
+        torch.empty_like(channels, dtype=torch.float64),
+    ),
+)

@@ -1,0 +1,1 @@
+"""The maths of `score_logits` (README.md) and its definition in PyTorch (reference.py)."""
