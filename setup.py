@@ -9,24 +9,27 @@ in one line, and the reference backend does the work. Everything else is in pypr
 import os
 import sys
 from pathlib import Path
+from textwrap import shorten
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError
+from setuptools.errors import BaseError, CompileError, LinkError
 
 FLAGS = ["-std=c++20", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wpedantic"]
 TORCH_STABLE_ABI = "0x020b000000000000"  # 2.11, the oldest torch the binary loads with
 
 
 class OptionalBuild(build_ext):
-    """Build the extension; on failure say so in one line and go on."""
+    """Build the extension; if that fails say so in one line and go on."""
 
     def build_extension(self, ext: Extension) -> None:
         try:
+            if os.environ.get("METAPRUNE_NO_EXTENSION") == "1":
+                raise CompileError("METAPRUNE_NO_EXTENSION=1")
             complete(ext)
             super().build_extension(ext)
-        except (BaseError, ImportError, OSError) as error:
-            why = str(error).strip().splitlines()[0]
+        except (BaseError, CompileError, LinkError, ImportError, OSError) as error:
+            why = shorten(str(error), 100)
             print(f"metaprune: no C++ kernels, the reference backend does the work ({why})", file=sys.stderr)
 
 
@@ -40,25 +43,15 @@ def complete(ext: Extension) -> None:
     ext.library_dirs = cpp_extension.library_paths()
 
 
-def extensions() -> list[Extension]:
-    if os.environ.get("METAPRUNE_NO_EXTENSION") == "1":
-        print("metaprune: no C++ kernels, METAPRUNE_NO_EXTENSION=1", file=sys.stderr)
-        return []
-    return [
-        Extension(
-            "kernels._extension",
-            sources=sorted(map(str, [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")])),
-            depends=sorted(map(str, [*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.inc")])),
-            include_dirs=["csrc/include"],
-            libraries=["torch_cpu", "c10"],
-            define_macros=[
-                ("TORCH_TARGET_VERSION", TORCH_STABLE_ABI),
-                ("METAPRUNE_FLAGS", f'"{" ".join(FLAGS)}"'),
-            ],
-            language="c++",
-            optional=True,
-        )
-    ]
+EXTENSION = Extension(
+    "kernels._extension",
+    sources=sorted(map(str, [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")])),
+    depends=sorted(map(str, [*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.inc")])),
+    include_dirs=["csrc/include"],
+    libraries=["torch_cpu", "c10"],
+    define_macros=[("TORCH_TARGET_VERSION", TORCH_STABLE_ABI), ("METAPRUNE_FLAGS", f'"{" ".join(FLAGS)}"')],
+    language="c++",
+    optional=True,
+)
 
-
-setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuild})
+setup(ext_modules=[EXTENSION], cmdclass={"build_ext": OptionalBuild})

@@ -64,9 +64,8 @@ def _software() -> dict[str, str]:
 
 def _devices() -> dict[str, str]:
     """CPU and GPUs."""
-    devices = {
-        "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    }
+    capability = torch.backends.cpu.get_cpu_capability()
+    devices = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {capability}"}
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         devices[f"cuda:{index}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
@@ -81,9 +80,7 @@ def _extension() -> dict[str, str]:
     if backends.extension is None:
         return {"C++ kernels": backends.why_not(next(iter(OPS)), "cpu")}
     info = backends.extension.build_info()
-    return {
-        "C++ kernels": f"{info['instruction_set']}; built by {info['compiler']} against torch {info['torch']}"
-    }
+    return {"C++ kernels": f"{info['instruction_set']}; built by {info['compiler']} against torch {info['torch']}"}
 
 
 if __name__ == "__main__":

@@ -84,26 +84,23 @@ def ranking(correct: Tensor, loss: Tensor) -> Tensor:
 def ask(state: SearchState, settings: SearchSettings, costs: CostModel, budget: int) -> SearchState:
     """Propose the next generation: new genomes within ``budget`` MACs, none of them visited before.
 
-    The first generation is random; later ones mutate and cross the best ``parents`` of all genomes told and fill
-    up with random ones. A space with fewer unvisited genomes left than wanted yields what the rounds found, down
+    The first generation is random; later ones mutate and cross the best ``parents`` of all genomes told, failed
+    ones excepted, and fill up with random ones. A space with fewer unvisited genomes left than wanted yields what the rounds found, down
     to none: the search is then finished. Raises `ValueError` if the previous generation was not told.
     """
     if len(state.pending):
         raise ValueError("tell the scores of the last generation before asking for another")
     proposals = _Proposals(state, costs, budget)
-    if state.generation:
-        parents_PG = state.genome_VG[ranking(state.correct, state.loss)[: settings.parents]]
+    best = ranking(state.correct, state.loss)[: settings.parents]
+    parents_PG = state.genome_VG[best[~state.loss[best].isnan()]]
+    if len(parents_PG):
         probability = settings.mutation_probability
-        proposals.fill(
-            Origin.MUTATION, settings.mutants, lambda key, k: mutate(key, parents_PG, k, costs, probability)
-        )
+        proposals.fill(Origin.MUTATION, settings.mutants, lambda key, k: mutate(key, parents_PG, k, costs, probability))
         proposals.fill(Origin.CROSSOVER, settings.crossovers, lambda key, k: cross(key, parents_PG, k))
     missing = settings.population - len(proposals.origin)
     proposals.fill(Origin.RANDOM, missing, lambda key, k: draw(key, k, costs))
     missing = settings.population - len(proposals.origin)
-    proposals.fill(
-        Origin.RANDOM, missing, lambda key, k: shrink_to_budget(draw(key, k, costs), costs, budget)
-    )
+    proposals.fill(Origin.RANDOM, missing, lambda key, k: shrink_to_budget(draw(key, k, costs), costs, budget))
     return proposals.asked()
 
 
@@ -132,9 +129,7 @@ def mutate(key: int, parents_PG: Tensor, count: int, costs: CostModel, probabili
     """Genomes ``[K, G]``: each a random parent with every gene redrawn with the given probability."""
     parent_K = random_integers(stream_key(key, "parent"), len(parents_PG), (count,), parents_PG.device)
     redrawn_KG = random_uniform(stream_key(key, "redraw"), (count, parents_PG.shape[1]), parents_PG.device)
-    return torch.where(
-        redrawn_KG < probability, draw(stream_key(key, "choice"), count, costs), parents_PG[parent_K]
-    )
+    return torch.where(redrawn_KG < probability, draw(stream_key(key, "choice"), count, costs), parents_PG[parent_K])
 
 
 def cross(key: int, parents_PG: Tensor, count: int) -> Tensor:

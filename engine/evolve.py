@@ -29,13 +29,13 @@ from engine import population
 from engine.errors import UserError
 from engine.evolution import Origin, SearchSettings, SearchState, ask, initial_state, ranking, tell
 from engine.files import read_json, sha256_json, write_atomically
-from engine.metatrain import default_run
+from engine.metatrain import DEFAULT_RUN
 from engine.population import ScoringImages
 from engine.pruningnet import PruningNet
 from engine.run import directory
 from engine.run.command import Interruption, Options, run_command, use_device
-from engine.run.options import require_at_least
 from engine.run.opened import PruningNetRun, open_run
+from engine.run.options import require_at_least
 from engine.run.scores import ScoreCache
 from engine.run.training import keep_freed_memory
 from engine.space.costs import (
@@ -59,7 +59,7 @@ class Evolve(Options):
 
     flops: str
     """Budget in MACs: 300M, 1.2G, or 50% of the full network."""
-    run: Path = default_run("mobilenet_v1", "digits")
+    run: Path = DEFAULT_RUN
     """Run directory of the PruningNet."""
     out: Path | None = None
     """Output folder (default: RUN/search-FLOPS)."""
@@ -110,9 +110,7 @@ def main(options: Evolve) -> None:
     keep_freed_memory()
     net = run.net(device)
     if run.steps_left:
-        console.print(
-            f"note: this PruningNet is not finished; {run.steps_left} steps of its training are missing"
-        )
+        console.print(f"note: this PruningNet is not finished; {run.steps_left} steps of its training are missing")
 
     identity = {"pruningnet": run.digest, "splits": data.splits.digest, "budget": budget}
     if options.resume:
@@ -120,7 +118,11 @@ def main(options: Evolve) -> None:
     else:
         directory.start_output(out, options, identity)
         state = initial_state(len(costs.space.genes), options.seed, device)
-    scoring = {"calibration": len(images.calibration_NCHW), "device": device.type, "backend": options.backend}
+    scoring: dict[str, str | int] = {
+        "calibration": len(images.calibration_NCHW),
+        "device": device.type,
+        "backend": options.backend,
+    }
     cache = ScoreCache(run.folder, {"pruningnet": run.digest, "splits": data.splits.digest, **scoring})
     state = _search(state, settings, costs, budget, net, images, cache, out, identity, console)
 
@@ -136,9 +138,7 @@ def main(options: Evolve) -> None:
 
 
 def _settings(options: Evolve) -> SearchSettings:
-    settings = SearchSettings(
-        **{field.name: getattr(options, field.name) for field in fields(SearchSettings)}
-    )
+    settings = SearchSettings(**{field.name: getattr(options, field.name) for field in fields(SearchSettings)})
     least = {"population": 1, "parents": 1, "mutants": 0, "crossovers": 0, "generations": 1}
     require_at_least(options, {**least, "calibration_images": 1, "seed": 0})
     if settings.mutants + settings.crossovers > settings.population:
@@ -190,9 +190,7 @@ def _best_and_median(state: SearchState, last: int) -> tuple[int, float]:
     return int(best), float(state.correct[-last:].double().quantile(0.5))
 
 
-def _save(
-    state: SearchState, costs: CostModel, images: ScoringImages, out: Path, identity: dict[str, Any]
-) -> None:
+def _save(state: SearchState, costs: CostModel, images: ScoringImages, out: Path, identity: dict[str, Any]) -> None:
     """Write ``candidates.csv`` and ``state.json``: the search can go on from here."""
     columns = {
         "generation": state.generation_V.tolist(),
@@ -236,9 +234,7 @@ def load_state(path: Path, identity: dict[str, Any], genes: int, device: torch.d
     for name, value in identity.items():
         if content[name] != value:
             raise UserError(f"{path} is of another {name}: start the search anew with --overwrite")
-    integers = {
-        name: torch.tensor(content[name], device=device) for name in ("origins", "generations", "correct")
-    }
+    integers = {name: torch.tensor(content[name], device=device) for name in ("origins", "generations", "correct")}
     return SearchState(
         seed=content["seed"],
         generation=content["generation"],
@@ -274,9 +270,7 @@ def _structure(
 def _print_result(structures: dict[str, Structure], budget: int, out: Path) -> None:
     table = Table(title=f"budget {format_count(budget)} MACs")
     for heading in ("", "MACs", "parameters", "search score", "written to"):
-        table.add_column(
-            heading, justify="left" if heading in ("", "written to") else "right", overflow="fold"
-        )
+        table.add_column(heading, justify="left" if heading in ("", "written to") else "right", overflow="fold")
     for name, structure in structures.items():
         score = structure.score or {}
         table.add_row(

@@ -52,7 +52,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {what} {path}: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no {what}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is no {what}: it holds a {type(value).__name__}, not an object")

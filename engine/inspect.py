@@ -55,7 +55,7 @@ def main(options: Inspect) -> None:
         show_run(console, path)
     else:
         raise UserError(
-            f"{options.what} is neither an architecture ({', '.join(ARCHITECTURES)}) nor a structure.json nor a run directory"
+            f"{options.what} is no architecture ({', '.join(ARCHITECTURES)}), structure.json or run directory"
         )
 
 
@@ -124,9 +124,7 @@ def show_run(console: Console, folder: Path) -> None:
     if (folder / "checkpoints").is_dir() and (folder / "splits.json").is_file():
         run = open_run(folder)
         manifest = run.checkpoint.manifest
-        console.print(
-            f"step {run.checkpoint.step} of {manifest['steps']}; PruningNet {run.digest}", highlight=False
-        )
+        console.print(f"step {run.checkpoint.step} of {manifest['steps']}; PruningNet {run.digest}", highlight=False)
     metrics = folder / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     if lines:

@@ -31,6 +31,7 @@ from engine.space import Space, architecture
 from engine.space.recipe import Recipe, scaled
 
 RUNS = Path("runs")
+DEFAULT_RUN = RUNS / "mobilenet_v1-digits"
 SMALL_DATA_LR = 0.1
 # Epochs of a small dataset are a few steps long; validating after each would take longer than training.
 LEAST_STEPS_BETWEEN_VALIDATIONS = 100
@@ -76,9 +77,7 @@ def main(options: Metatrain) -> None:
     require_at_least(options, {"structures": 1, "hidden": 1, "calibration_images": 1})
     device = use_device(options.device, options.backend)
     splits = Splits.load(out / "splits.json") if options.resume else None
-    data = open_data(
-        options.data, resolution=options.resolution, device=device, splits=splits, seed=options.seed
-    )
+    data = open_data(options.data, resolution=options.resolution, device=device, splits=splits, seed=options.seed)
     space = chosen.build(len(data.classes))
     space.check_resolution(data.preprocessing.resolution)
     keep_freed_memory()
@@ -102,9 +101,7 @@ def _training(options: Metatrain, out: Path, space: Space, data: Data, paper: Re
     images = data.subset("sub_train")
     recipe = options.recipe(scaled(paper, len(images), SMALL_DATA_LR))
     if 2 * options.structures > recipe.batch:
-        raise UserError(
-            f"--structures {options.structures}: each needs two images of the batch of {recipe.batch}"
-        )
+        raise UserError(f"--structures {options.structures}: each needs two images of the batch of {recipe.batch}")
     epoch = max(1, len(images) // recipe.batch)
     net = PruningNet(space, options.hidden, torch.Generator().manual_seed(options.seed), device=data.device)
     scored = population.scoring_images(data, options.calibration_images)
@@ -154,9 +151,7 @@ def _training(options: Metatrain, out: Path, space: Space, data: Data, paper: Re
 def _validation_genomes(space: Space, seed: int, device: torch.device) -> Tensor:
     """Smallest, middle, largest, and fixed random structures."""
     fixed = [space.uniform_choice(choice) for choice in (0, space.choices // 2, space.choices - 1)]
-    drawn = random_integers(
-        stream_key(seed, "validation"), space.choices, (RANDOM_STRUCTURES, len(space.genes))
-    )
+    drawn = random_integers(stream_key(seed, "validation"), space.choices, (RANDOM_STRUCTURES, len(space.genes)))
     return torch.cat([*fixed, drawn]).to(device)
 
 

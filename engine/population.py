@@ -89,9 +89,7 @@ def scoring_images(data: Data, calibration_images: int) -> ScoringImages:
     """The first sub-training images for calibration, without augmentation, and the sub-validation images."""
     sub_train = data.subset("sub_train")
     first = torch.arange(min(calibration_images, len(sub_train)))
-    return ScoringImages(
-        data.preprocessing(sub_train.images(first)), data.subset("sub_validation"), data.preprocessing
-    )
+    return ScoringImages(data.preprocessing(sub_train.images(first)), data.subset("sub_validation"), data.preprocessing)
 
 
 @dataclass(frozen=True)
@@ -132,9 +130,7 @@ def score(net: PruningNet, genome_PG: Tensor, images: ScoringImages) -> Scores:
     return Scores(correct, loss, len(images.subset))
 
 
-def score_passes(
-    net: PruningNet, genome_PG: Tensor, images: ScoringImages
-) -> Iterator[tuple[Tensor, Scores]]:
+def score_passes(net: PruningNet, genome_PG: Tensor, images: ScoringImages) -> Iterator[tuple[Tensor, Scores]]:
     """Score a population a few genomes at a time: their positions in it, and their scores."""
     # Neighbours in lexicographic order share the longest prefixes.
     order = torch.unique(genome_PG, dim=0, return_inverse=True)[1].argsort(stable=True)
@@ -170,7 +166,7 @@ def _calibrate(net: PruningNet, layers: list[Instances], images_NCHW: Tensor) ->
     folded = []
     run = _Activations(net.space, images_NCHW)
     for index, (conv, instances) in enumerate(zip(net.space.convs, layers, strict=True)):
-        generator = net.generators[index]
+        generator = net.layer(index)
         widths_SG = net.space.gene_widths(instances.genome_SG).int()
         cin_S, cout_S = (net.space.width_of(width, widths_SG).contiguous() for width in (conv.cin, conv.cout))
         codes_SH = net.codes(index, instances.genome_SG)
@@ -188,9 +184,7 @@ def _calibrate(net: PruningNet, layers: list[Instances], images_NCHW: Tensor) ->
     return folded
 
 
-def _run_folded(
-    space: Space, layers: list[FoldedLayer], images_NCHW: Tensor
-) -> tuple[Tensor, tuple[int, int, int]]:
+def _run_folded(space: Space, layers: list[FoldedLayer], images_NCHW: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     """Step 3 up to the classifier: the last feature maps of all instances and their shape."""
     run = _Activations(space, images_NCHW)
     for index, layer in enumerate(layers):
@@ -207,9 +201,7 @@ class _Activations:
         n, channels, height, width = images_NCHW.shape
         self.images: dict[str, tuple[int, int, int]] = {IMAGE: (n, height, width)}
         self.tensors = {IMAGE: layout.pack_activations([images_NCHW], channels)}
-        self.last_read = {
-            name: i for i, c in enumerate(space.convs) for name in (c.source, c.shortcut) if name
-        }
+        self.last_read = {name: i for i, c in enumerate(space.convs) for name in (c.source, c.shortcut) if name}
 
     def output_pixels(self, index: int) -> int:
         """Values per channel a convolution writes: images × height × width."""
@@ -221,24 +213,22 @@ class _Activations:
         conv = self.space.convs[index]
         x, instances = self.tensors[conv.source], layer.instances
         bias_SO = None if calibrating else layer.bias_SO
-        common = {"image": self.images[conv.source], "kernel": conv.kernel, "stride": conv.stride}
+        image = self.images[conv.source]
         activation = "none" if calibrating else conv.activation
         if conv.depthwise:
             return kernels.ragged_depthwise(
-                x, layer.weight, layer.cout_S, instances.source_S, **common, max_channels=max_width(conv.cout),
-                bias_SC=bias_SO, activation=activation, statistics=calibrating,
+                x, layer.weight, layer.cout_S, instances.source_S, image=image, kernel=conv.kernel, stride=conv.stride,
+                max_channels=max_width(conv.cout), bias_SC=bias_SO, activation=activation, statistics=calibrating,
             )  # fmt: skip
-        added = conv.shortcut is not None and not calibrating
+        added = conv.shortcut if not calibrating else None
         return kernels.ragged_conv(
-            x, layer.weight, layer.cin_S, layer.cout_S, instances.source_S, **common, max_cin=max_width(conv.cin),
-            max_cout=max_width(conv.cout), bias_SO=bias_SO, activation=activation, statistics=calibrating,
-            shortcut=self.tensors[conv.shortcut] if added and conv.shortcut else None,
-            shortcut_source_S=instances.shortcut_S if added else None,
+            x, layer.weight, layer.cin_S, layer.cout_S, instances.source_S, image=image, kernel=conv.kernel,
+            stride=conv.stride, max_cin=max_width(conv.cin), max_cout=max_width(conv.cout), bias_SO=bias_SO,
+            activation=activation, statistics=calibrating, shortcut=None if added is None else self.tensors[added],
+            shortcut_source_S=None if added is None else instances.shortcut_S,
         )  # fmt: skip
 
-    def normalise(
-        self, index: int, layer: FoldedLayer, output: Tensor, scale_SO: Tensor, shift_SO: Tensor
-    ) -> None:
+    def normalise(self, index: int, layer: FoldedLayer, output: Tensor, scale_SO: Tensor, shift_SO: Tensor) -> None:
         """Store ``activation(output · scale + shift + shortcut)``."""
         conv = self.space.convs[index]
         normalised = kernels.ragged_normalise(
@@ -257,7 +247,8 @@ class _Activations:
             output = kernels.ragged_max_pool(
                 output, layer.cout_S, layer.identity_S, image=image, max_channels=max_width(conv.cout)
             )
-            image = (image[0], *(layout.output_size(side, 3, 2) for side in image[1:]))
+            n, height, width = image
+            image = (n, layout.output_size(height, 3, 2), layout.output_size(width, 3, 2))
         self.tensors[conv.name], self.images[conv.name] = output, image
         for name in [name for name in self.tensors if self.last_read.get(name, index + 1) <= index]:
             del self.tensors[name]

@@ -25,9 +25,7 @@ class ConvBlock(nn.Module):
     ) -> None:
         super().__init__()
         groups = in_channels if depthwise else 1
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False
-        )
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
         self.activation = ACTIVATIONS[activation]()
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if max_pool else nn.Identity()
@@ -51,9 +49,7 @@ class PrunedNet(nn.Module):
         super().__init__()
         self.routes = [(c["name"], c["source"], c["shortcut"]) for c in convolutions]
         fields = ("in_channels", "out_channels", "kernel", "stride", "depthwise", "activation", "max_pool")
-        self.convs = nn.ModuleDict(
-            {_key(c["name"]): ConvBlock(*(c[f] for f in fields)) for c in convolutions}
-        )
+        self.convs = nn.ModuleDict({_key(c["name"]): ConvBlock(*(c[f] for f in fields)) for c in convolutions})
         self.classifier = nn.Linear(convolutions[-1]["out_channels"], classes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -37,9 +37,7 @@ class WeightGenerator(nn.Module):
         """Codes ``[S, H]`` of the context ratios ``[S, contexts]``."""
         return F.relu(self.fc1(ratios_SC))
 
-    def forward(
-        self, codes_SH: Tensor, cin_S: Tensor, cout_S: Tensor, scale_SO: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, codes_SH: Tensor, cin_S: Tensor, cout_S: Tensor, scale_SO: Tensor | None = None) -> Tensor:
         """Packed weights of S subnetworks (`kernels.generate_weights`), optionally scaled per output channel."""
         return generate_weights(
             self.basis, self.bias, codes_SH, cin_S, cout_S, depthwise=self.depthwise, scale_SO=scale_SO
@@ -70,7 +68,7 @@ class PruningNet(nn.Module):
 
     @torch.no_grad()
     def _reset(self, generator: torch.Generator | None) -> None:
-        for layer in self.generators:
+        for layer in map(self.layer, range(len(self.generators))):
             hidden = layer.basis.shape[-1]
             for parameters, fan_in in ((layer.fc1, len(layer.fc1.weight[0])), (layer, hidden)):
                 for parameter in parameters.parameters(recurse=False):
@@ -79,22 +77,26 @@ class PruningNet(nn.Module):
         for parameter in self.classifier.parameters():
             parameter.uniform_(-bound, bound, generator=generator)
 
+    def layer(self, index: int) -> WeightGenerator:
+        """The generator of one convolution."""
+        generator = self.generators[index]
+        assert isinstance(generator, WeightGenerator)
+        return generator
+
     def codes(self, layer: int, genome_SG: Tensor) -> Tensor:
         """Codes ``[S, H]`` of one convolution for valid genomes ``[S, G]``."""
         genes = [self.space.gene_index[gene] for gene in self.space.convs[layer].context]
         ratios_GC: Tensor = self.ratios_GC  # type: ignore[assignment]
-        return self.generators[layer].codes(ratios_GC[genes, genome_SG[:, genes]])
+        return self.layer(layer).codes(ratios_GC[genes, genome_SG[:, genes]])
 
     def generate(self, genome_SG: Tensor) -> list[list[Tensor]]:
         """Dense weights ``[O, I, kh, kw]`` of every convolution (outer list) of S subnetworks (inner list)."""
         gene_widths_SG = self.space.gene_widths(genome_SG).int()
         weights = []
         for layer, conv in enumerate(self.space.convs):
-            cin_S, cout_S = (self.space.width_of(w, gene_widths_SG) for w in (conv.cin, conv.cout))
-            packed = self.generators[layer](self.codes(layer, genome_SG), cin_S, cout_S)
-            weights.append(
-                unpack_weights(packed, cin_S, cout_S, kernel=conv.kernel, depthwise=conv.depthwise)
-            )
+            cin_S, cout_S = (self.space.width_of(w, gene_widths_SG).contiguous() for w in (conv.cin, conv.cout))
+            packed = self.layer(layer)(self.codes(layer, genome_SG), cin_S, cout_S)
+            weights.append(unpack_weights(packed, cin_S, cout_S, kernel=conv.kernel, depthwise=conv.depthwise))
         return weights
 
     def forward(self, images_NCHW: Tensor, genome_SG: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Counter-based random numbers: the same seed gives the same numbers on CPU and GPU, whole or resumed.
 
-Number ``i`` of a stream is ``splitmix64(key + (i + 1) * γ)``, a function of the stream's key and ``i`` alone, so there is
-no generator state to save: a stream is named by what it is for (seed, purpose, generation, …).
+Number ``i`` of a stream is ``splitmix64(key + (i + 1) * γ)``, a function of the stream's key and ``i`` alone, so
+there is no generator state to save: a stream is named by what it is for (seed, purpose, generation, …).
 
 Source: Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014.
 """
@@ -40,9 +40,7 @@ def random_uniform(key: int, shape: tuple[int, ...], device: torch.device | str 
     return (bits.float() * 2.0**-UNIFORM_BITS).reshape(shape)
 
 
-def random_integers(
-    key: int, high: int, shape: tuple[int, ...], device: torch.device | str = "cpu"
-) -> Tensor:
+def random_integers(key: int, high: int, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
     """Integers from 0 to ``high - 1``, int64; ``high`` at most 2^31. The bias, below ``high`` / 2^32, is ignored."""
     bits = _shift_right(random_bits(key, math.prod(shape), device), 32)
     return ((bits * high) >> 32).reshape(shape)

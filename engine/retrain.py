@@ -29,7 +29,7 @@ from engine import pruned
 from engine.data import Data, join
 from engine.errors import UserError
 from engine.files import sha256_file, write_atomically
-from engine.metatrain import default_run
+from engine.metatrain import DEFAULT_RUN
 from engine.population import IMAGE_CHUNK
 from engine.pruned import PrunedNet
 from engine.run import directory
@@ -56,7 +56,7 @@ class Retrain(TrainingOptions):
     """Train the uniform baseline of this budget instead: 300M, 1.2G or 50%."""
     full: bool = False
     """Train the unpruned network instead."""
-    run: Path = default_run("mobilenet_v1", "digits")
+    run: Path = DEFAULT_RUN
     """Run directory of the PruningNet: architecture, images and splits."""
     out: Path | None = None
     """Output folder (default: retrained, beside structure.json; or RUN/uniform-BUDGET, RUN/full)."""
@@ -84,7 +84,8 @@ def main(options: Retrain) -> None:
         structure.save(out / "structure.json")
     console.print(
         f"{structure.architecture} of {format_count(structure.macs)} MACs and "
-        f"{format_count(structure.parameters)} parameters; {len(training.images)} images, {training.steps} steps on {device}",
+        f"{format_count(structure.parameters)} parameters; "
+        f"{len(training.images)} images, {training.steps} steps on {device}",
         highlight=False,
     )
     checkpoint = train(training, console)
@@ -104,7 +105,7 @@ def _what_and_where(options: Retrain, run: PruningNetRun) -> tuple[Structure, Pa
         manifest = run.checkpoint.manifest
         if (structure.splits, structure.architecture) != (manifest["splits"], manifest["architecture"]):
             raise UserError(
-                f"{options.structure} was found on other images, splits or another architecture than {options.run} has; "
+                f"{options.structure} comes from other images, splits or another architecture than {options.run}: "
                 "give its own run directory with --run, or its test images would not be unseen"
             )
         return structure, options.out or options.structure.parent / "retrained"
@@ -131,9 +132,7 @@ def _training(options: Retrain, structure: Structure, out: Path, data: Data) -> 
     steps = options.steps or recipe.epochs * max(1, len(images) // recipe.batch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        net = PrunedNet(structure.convolutions, structure.classes).to(
-            data.device, memory_format=torch.channels_last
-        )
+        net = PrunedNet(structure.convolutions, structure.classes).to(data.device)
 
     def logits(images_NCHW: Tensor, step: int) -> Tensor:
         return net(images_NCHW)
@@ -185,12 +184,8 @@ def _result(training: Training, structure: Structure) -> dict[str, Any]:
     assert isinstance(net, PrunedNet)
     correct, images = count_correct(net, training.data), len(training.data.subset("test"))
     macs, parameters = recount_macs(structure), sum(p.numel() for p in net.parameters())
-    if parameters != structure.parameters or (
-        structure.flops_convention == "macs" and macs != structure.macs
-    ):
-        raise RuntimeError(
-            f"the module has {macs} MACs and {parameters} parameters, its structure says otherwise"
-        )
+    if parameters != structure.parameters or (structure.flops_convention == "macs" and macs != structure.macs):
+        raise RuntimeError(f"the module has {macs} MACs and {parameters} parameters, its structure says otherwise")
     return {
         "test_correct": correct,
         "test_images": images,
@@ -205,9 +200,7 @@ def _result(training: Training, structure: Structure) -> dict[str, Any]:
     }
 
 
-def _export(
-    net: torch.nn.Module, structure: Structure, data: Data, result: dict[str, Any], out: Path
-) -> None:
+def _export(net: torch.nn.Module, structure: Structure, data: Data, result: dict[str, Any], out: Path) -> None:
     """Write what inference needs: weights, configuration, and the one file of code that joins them."""
     weights = out / "model.safetensors"
     temporary = weights.with_suffix(".tmp")

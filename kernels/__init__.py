@@ -147,13 +147,13 @@ def ragged_depthwise(
     activation: str = "none",
     statistics: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Convolve every channel of S subnetworks by its own kernel, padded by kernel // 2, with bias and act.
+    """Convolve every channel of S subnetworks by its own kernel, with bias and activation.
 
         y[s] = act(conv2d(x[source[s]], weight[s], groups=channels[s]) + bias[s])
 
-    `x` is `[slots, N·H·W·round_up(max_channels, 8)]`, `weight` as `generate_weights(depthwise=True)` returns
-    it, `image` is (N, H, W) of x, `activation` one of "none", "relu", "relu6". `bias_SC` has the dtype of x
-    or float32.
+    Padded by kernel // 2. `x` is `[slots, N·H·W·round_up(max_channels, 8)]`, `weight` as
+    `generate_weights(depthwise=True)` returns it, `image` is (N, H, W) of x, `activation` one of "none",
+    "relu", "relu6". `bias_SC` has the dtype of x or float32.
 
     Returns y `[S, N·Ho·Wo·round_up(max_channels, 8)]` and the sums of `ragged_conv`. Differentiable in x,
     weight and bias, through y and through the sums.

@@ -57,9 +57,7 @@ def _per_channel(like: Tensor, shape: Sequence[int], **tensors: Tensor | None) -
 def _activations(x: Tensor, image: Image, max_channels: int) -> None:
     torch._check(len(image) == 3, lambda: f"image must be (N, H, W), got {tuple(image)}")
     for size in (*image, max_channels):
-        torch._check(
-            size >= 1, lambda: f"image {tuple(image)} and channels {max_channels} must be at least 1"
-        )
+        torch._check(size >= 1, lambda: f"image {tuple(image)} and channels {max_channels} must be at least 1")
     _buffer("x", x, activation_slot(image, max_channels), x)
 
 
@@ -70,17 +68,11 @@ def _buffer(name: str, tensor: Tensor, slot: int, like: Tensor) -> None:
 
 
 def _window(kernel: int, stride: int, activation: str = "none") -> None:
-    torch._check(
-        kernel >= 1 and stride >= 1, lambda: f"kernel and stride must be at least 1, got {kernel}, {stride}"
-    )
-    torch._check(
-        activation in ACTIVATIONS, lambda: f"activation must be one of {ACTIVATIONS}, got {activation!r}"
-    )
+    torch._check(kernel >= 1 and stride >= 1, lambda: f"kernel and stride must be at least 1, got {kernel}, {stride}")
+    torch._check(activation in ACTIVATIONS, lambda: f"activation must be one of {ACTIVATIONS}, got {activation!r}")
 
 
-def _shortcut(
-    x: Tensor, slot: int, count: int, shortcut: Tensor | None, shortcut_source: Tensor | None
-) -> None:
+def _shortcut(x: Tensor, slot: int, count: int, shortcut: Tensor | None, shortcut_source: Tensor | None) -> None:
     torch._check(
         (shortcut is None) == (shortcut_source is None),
         lambda: "shortcut and shortcut_source must be given together or not at all",
@@ -109,9 +101,7 @@ def generate_weights(
 ) -> None:
     torch._check(
         basis.dim() == 4 and codes.dim() == 2,
-        lambda: (
-            f"basis must be [O, I, K, H] and codes [S, H], got {list(basis.shape)} and {list(codes.shape)}"
-        ),
+        lambda: f"basis must be [O, I, K, H] and codes [S, H], got {list(basis.shape)} and {list(codes.shape)}",
     )
     o, i, taps, hidden = basis.shape
     _expect("basis", basis, basis.shape, FLOATS, basis, "= [O, I, K, H] ")
@@ -119,9 +109,7 @@ def generate_weights(
         min(o, i, taps, hidden) >= 1 and isqrt(taps) ** 2 == taps,
         lambda: f"basis {list(basis.shape)} = [O, I, K, H] must not be empty and K must be a square",
     )
-    torch._check(
-        not depthwise or i == 1, lambda: f"a depthwise basis must be [C, 1, K, H], got {list(basis.shape)}"
-    )
+    torch._check(not depthwise or i == 1, lambda: f"a depthwise basis must be [C, 1, K, H], got {list(basis.shape)}")
     s = _count(cout, "cout")
     _expect("bias", bias, (o, i, taps), (basis.dtype,), basis, "= [O, I, K] ")
     _expect("codes", codes, (s, hidden), (basis.dtype,), basis, "= [S, H] ")
@@ -130,9 +118,7 @@ def generate_weights(
         _expect("scale", scale, (s, o), (basis.dtype,), basis, "= [S, O] ")
         torch._check(
             not (scale.requires_grad and torch.is_grad_enabled()),
-            lambda: (
-                "scale, a folded BatchNorm, is not differentiable: detach it, or score under torch.no_grad()"
-            ),
+            lambda: "scale, a folded BatchNorm, is not differentiable: detach it, or score under torch.no_grad()",
         )
 
 

@@ -36,13 +36,15 @@ def _in_range(name: str, values_S: Tensor, low: int, high: int) -> list[int]:
 def channel_sums(dense_NCHW: Tensor, max_channels: int) -> Tensor:
     """Per-channel sum and sum of squares over N·H·W, `[2, max_channels]` float64, zero beyond C.
 
-    Accumulated in float64 over blocks of rows that stay in cache.
+    Accumulated in float64 over blocks of rows that stay in cache, each summed as a product with ones: several
+    times faster than `Tensor.sum` down the rows.
     """
     channels = dense_NCHW.shape[1]
     total = dense_NCHW.new_zeros(2, channels, dtype=torch.float64)
-    for block in dense_NCHW.permute(0, 2, 3, 1).reshape(-1, channels).split(4096):
+    for block in dense_NCHW.permute(0, 2, 3, 1).reshape(-1, channels).split(1024):
         wide = block.to(torch.float64, copy=True)
-        total = total + torch.stack([wide.sum(0), wide.square().sum(0)])
+        ones = wide.new_ones(1, len(wide))
+        total = total + torch.cat([ones @ wide, ones @ wide.square()])
     return functional.pad(total, (0, max_channels - channels))
 
 

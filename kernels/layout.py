@@ -13,6 +13,7 @@ Legend: S subnetworks, N images, C or I channels in, O channels out, H W size, K
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -67,28 +68,24 @@ def view_weights(slot: Tensor, cin: int, cout: int, kernel: int, depthwise: bool
     return front.view(cout, kernel, kernel, -1)[..., :cin].permute(0, 3, 1, 2)
 
 
-def gather_activations(
-    images: Iterable[Tensor], count: int, image: Image, max_channels: int, like: Tensor
-) -> Tensor:
+def gather_activations(images: Iterable[Tensor], count: int, image: Image, max_channels: int, like: Tensor) -> Tensor:
     """Write `count` dense images `[N, C_s, H, W]`, taken one at a time, into a new buffer `[S, slot]`.
 
-    The buffer has the dtype and device of `like`; values are rounded to it once. Under autograd the slots are
-    stacked instead: S writes into one buffer would copy its whole gradient S times.
+    The buffer has the dtype and device of `like`; values are rounded to it once. Where the images require
+    grad the slots are stacked instead: S writes into one buffer would copy its whole gradient S times.
     """
     slot = activation_slot(image, max_channels)
-    if torch.is_grad_enabled():
+    images = iter(images)
+    first = next(images)
+    if first.requires_grad:
         fronts = [
-            functional.pad(dense.permute(0, 2, 3, 1), (0, round_up(dense.shape[1]) - dense.shape[1])).reshape(
-                -1
-            )
-            for dense in images
+            functional.pad(dense.permute(0, 2, 3, 1), (0, round_up(dense.shape[1]) - dense.shape[1])).reshape(-1)
+            for dense in (first, *images)
         ]
-        return torch.stack([functional.pad(front, (0, slot - front.numel())) for front in fronts]).to(
-            like.dtype
-        )
+        return torch.stack([functional.pad(f, (0, slot - f.numel())) for f in fronts]).to(like.dtype)
     buffer = like.new_empty(count, slot)
-    for row, dense in zip(buffer.unbind(0), images, strict=True):
-        view_activations(row, image, dense.shape[1]).copy_(dense)
+    for s, dense in enumerate(chain([first], images)):
+        view_activations(buffer[s], image, dense.shape[1]).copy_(dense)
     return buffer
 
 
@@ -112,9 +109,7 @@ def unpack_activations(x: Tensor, channels: Tensor | Sequence[int], image: Image
 
     `channels` holds the S channel counts; a tensor is read back to the host.
     """
-    return [
-        view_activations(slot, image, c) for slot, c in zip(x.unbind(0), _integers(channels), strict=True)
-    ]
+    return [view_activations(slot, image, c) for slot, c in zip(x.unbind(0), _integers(channels), strict=True)]
 
 
 def pack_weights(weights: Sequence[Tensor], max_cin: int, max_cout: int, depthwise: bool = False) -> Tensor:

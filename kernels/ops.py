@@ -133,9 +133,7 @@ def _generate_weights_fake(basis: Tensor, bias: Tensor, codes: Tensor, *rest: An
     return basis.new_empty(codes.shape[0], weight_slot(i, o, isqrt(taps), depthwise=rest[2]))
 
 
-def _generate_weights_backward_fake(
-    grad: Tensor, basis: Tensor, codes: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
+def _generate_weights_backward_fake(grad: Tensor, basis: Tensor, codes: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return torch.empty_like(basis), basis.new_empty(basis.shape[:3]), torch.empty_like(codes)
 
 

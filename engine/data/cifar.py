@@ -81,9 +81,7 @@ def open_cifar(path: Path, layout: Layout) -> Source:
     test_path = path / f"{layout.test}{suffix}"
     return source_in_memory(
         _class_names(path, layout, binary),
-        Part(
-            np.concatenate([part.pixels for part in train]), np.concatenate([part.labels for part in train])
-        ),
+        Part(np.concatenate([part.pixels for part in train]), np.concatenate([part.labels for part in train])),
         read(test_path, layout) if test_path.exists() else None,
     )
 
@@ -105,9 +103,7 @@ def _read_python(path: Path, layout: Layout) -> Part:
     data, labels = batch.get("data"), batch.get(layout.labels)
     planes = data.planes() if isinstance(data, _Array) else None
     if planes is None or not isinstance(labels, list) or len(labels) != len(planes) or not labels:
-        raise UserError(
-            f"{str(path)!r} has no uint8 'data' [n, {PIXELS}] with n {layout.labels!r}; restore it"
-        )
+        raise UserError(f"{str(path)!r} has no uint8 'data' [n, {PIXELS}] with n {layout.labels!r}; restore it")
     if not all(type(label) is int and 0 <= label < layout.classes for label in labels):
         raise UserError(f"{str(path)!r} has a label outside 0 to {layout.classes - 1}; restore it")
     return _part(planes, np.array(labels))
@@ -150,9 +146,7 @@ class _Array:
         match self.state:
             case (_, (int(count), 3072), _DType(code="u1"), bool(fortran), bytes(content)):
                 if len(content) == count * PIXELS:
-                    return np.frombuffer(content, np.uint8).reshape(
-                        count, PIXELS, order="F" if fortran else "C"
-                    )
+                    return np.frombuffer(content, np.uint8).reshape(count, PIXELS, order="F" if fortran else "C")
         return None
 
 
@@ -200,9 +194,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
         raise UserError(f"{str(path)!r} is not a CIFAR batch ({reason}); download it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{str(path)!r} is not a CIFAR batch (no dictionary in it); download it again")
-    return {
-        _text(key): [_text(item) for item in v] if isinstance(v, list) else v for key, v in content.items()
-    }
+    return {_text(key): [_text(item) for item in v] if isinstance(v, list) else v for key, v in content.items()}
 
 
 def _text(value: Any) -> Any:

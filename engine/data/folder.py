@@ -48,18 +48,14 @@ def _list_part(part: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
         if not folder.is_dir():
             continue
         if folder.name not in labels:
-            raise UserError(
-                f"class {folder.name!r} is in {str(part)!r} but not in train; remove or rename it"
-            )
+            raise UserError(f"class {folder.name!r} is in {str(part)!r} but not in train; remove or rename it")
         for path in _visible(folder):
             if path.is_dir():
                 raise UserError(f"{str(path)!r} is a folder; put its images into the folder of their class")
             if path.suffix.lower() in SUFFIXES:
                 found.append((path, labels[folder.name]))
     if not found:
-        raise UserError(
-            f"{str(part)!r} holds no image; expected CLASS/IMAGE, of {' '.join(sorted(SUFFIXES))}"
-        )
+        raise UserError(f"{str(part)!r} holds no image; expected CLASS/IMAGE, of {' '.join(sorted(SUFFIXES))}")
     return found
 
 

@@ -48,9 +48,7 @@ def open_idx(path: Path) -> Source:
             raise UserError(f"{str(folder)!r}: training and test images differ in size; restore the files")
         unknown = np.setdiff1d(part.labels, values)
         if len(unknown):
-            raise UserError(
-                f"{str(folder)!r}: test label {unknown[0]} is no training label; restore the files"
-            )
+            raise UserError(f"{str(folder)!r}: test label {unknown[0]} is no training label; restore the files")
     return source_in_memory(
         tuple(str(value) for value in values),
         Part(train.pixels, np.searchsorted(values, train.labels)),
@@ -77,9 +75,7 @@ def _read_part(folder: Path, part: str) -> Part:
         raise UserError(f"{str(folder)!r} has no {missing}[.gz]; restore it")
     pixels, values = _read_array(images, 3), _read_array(labels, 1)
     if len(pixels) != len(values):
-        raise UserError(
-            f"{str(images)!r} has {len(pixels)} images but {len(values)} labels; restore both files"
-        )
+        raise UserError(f"{str(images)!r} has {len(pixels)} images but {len(values)} labels; restore both files")
     return Part(pixels, values)
 
 
@@ -97,9 +93,7 @@ def _read_array(path: Path, dimensions: int) -> Pixels:
             shape = struct.unpack(f">{dimensions}I", head[4:])
             size = prod(shape)
             if not 0 < size <= MAX_BYTES:
-                raise UserError(
-                    f"{str(path)!r} claims {shape} values; 1 to {MAX_BYTES} are legal; restore it"
-                )
+                raise UserError(f"{str(path)!r} claims {shape} values; 1 to {MAX_BYTES} are legal; restore it")
             body = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{str(path)!r} cannot be read ({error}); restore it") from None

@@ -59,9 +59,7 @@ class ImageSet:
         Raises UserError, naming the image, when a streamed one can no longer be decoded.
         """
         if isinstance(self.stored, Tensor):
-            return self.stored[
-                positions if isinstance(positions, slice) else positions.to(self.labels.device)
-            ]
+            return self.stored[positions if isinstance(positions, slice) else positions.to(self.labels.device)]
         chosen = torch.arange(len(self))[positions if isinstance(positions, slice) else positions.cpu()]
         return torch.cat([images for images, _ in self.stream(chosen.split(CHUNK))])
 

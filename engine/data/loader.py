@@ -30,9 +30,7 @@ class Batch:
     failures: dict[int, str]
 
 
-def decode_batches(
-    images: Images, size: int, index_batches: Iterable[list[int]], workers: int
-) -> Iterator[Batch]:
+def decode_batches(images: Images, size: int, index_batches: Iterable[list[int]], workers: int) -> Iterator[Batch]:
     """Decode batch after batch, in order. ``workers=0`` decodes in this process.
 
     The indices are taken lazily, a few batches ahead. PyTorch's global random state is left alone.

@@ -64,9 +64,7 @@ class Preprocessing:
     def normalise(self, images: Tensor) -> Tensor:
         """``(images / 255 - mean) / std`` for float32 images [B,3,H,W] on the scale 0–255."""
         scale = torch.tensor([1 / (255 * std) for std in self.std], device=images.device)
-        shift = torch.tensor(
-            [-mean / std for mean, std in zip(self.mean, self.std, strict=True)], device=images.device
-        )
+        shift = torch.tensor([-mean / std for mean, std in zip(self.mean, self.std, strict=True)], device=images.device)
         return torch.addcmul(shift[:, None, None], images, scale[:, None, None])
 
     def check_stored(self, images_u8: Tensor) -> None:
@@ -150,12 +148,8 @@ def augment(
     theta = torch.zeros(batch, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = width * sign, (2 * left - 1) * (1 - width)
     theta[:, 1, 1], theta[:, 1, 2] = height, (2 * top - 1) * (1 - height)
-    grid = functional.affine_grid(
-        theta.to(images_u8.device), [batch, 3, resolution, resolution], align_corners=False
-    )
-    crops = functional.grid_sample(
-        images_u8.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
-    )
+    grid = functional.affine_grid(theta.to(images_u8.device), [batch, 3, resolution, resolution], align_corners=False)
+    crops = functional.grid_sample(images_u8.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return preprocessing.normalise(crops)
 
 

@@ -49,9 +49,7 @@ class Splits:
         if not all(type(index) is int and index >= 0 for index in indices):
             raise UserError("stored splits: an index is not a whole number from 0; the file is damaged")
         if type(self.seed) is not int or not all(isinstance(t, str) for t in (self.fingerprint, *self.files)):
-            raise UserError(
-                "stored splits: the seed, fingerprint or a file name is not one; the file is damaged"
-            )
+            raise UserError("stored splits: the seed, fingerprint or a file name is not one; the file is damaged")
         if len(set(indices)) != len(indices):
             raise UserError("stored splits: sub_train, sub_validation and test overlap; the file is damaged")
 
@@ -84,9 +82,7 @@ class Splits:
         digest = content.pop("digest", None)
         expected = {*SPLIT_NAMES, "seed", "fingerprint", "files"}
         if set(content) != expected or digest != sha256_json(content):
-            raise UserError(
-                "stored splits: the content does not match its digest; restore the file from a copy"
-            )
+            raise UserError("stored splits: the content does not match its digest; restore the file from a copy")
         for name in (*SPLIT_NAMES, "files"):
             if not isinstance(content[name], list | tuple):
                 raise UserError(f"stored splits: {name} is not a list; restore the file from a copy")
@@ -187,8 +183,7 @@ def _proportional(sizes: Sequence[int], total: int) -> list[int]:
 def _difference(stored: Sequence[str], found: Sequence[str]) -> str:
     """Say in a few words which files differ between two lists of "path:bytes"."""
     before, after = (
-        {path: size for path, _, size in (entry.rpartition(":") for entry in entries)}
-        for entries in (stored, found)
+        {path: size for path, _, size in (entry.rpartition(":") for entry in entries)} for entries in (stored, found)
     )
     changes = [f"missing {path!r}" for path in before if path not in after]
     changes += [f"added {path!r}" for path in after if path not in before]

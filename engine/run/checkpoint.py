@@ -61,9 +61,7 @@ class Checkpoint:
             raise UserError(f"cannot read {path}: {error}") from None
 
 
-def save_checkpoint(
-    root: Path, step: int, files: Mapping[str, Tensors], manifest: Mapping[str, Any]
-) -> Checkpoint:
+def save_checkpoint(root: Path, step: int, files: Mapping[str, Tensors], manifest: Mapping[str, Any]) -> Checkpoint:
     """Write ``root/step-N`` with one safetensors file per entry of ``files``; keep the last two checkpoints."""
     root.mkdir(parents=True, exist_ok=True)
     folder, temporary = root / f"step-{step:08d}", root / f".step-{step:08d}.tmp"
@@ -110,9 +108,7 @@ def restore(module: nn.Module, tensors: Tensors, source: Path) -> None:
     own = module.state_dict()
     if set(own) != set(tensors):
         different = sorted(set(own) ^ set(tensors))
-        raise UserError(
-            f"{source} does not fit this network: {different[0]} and {len(different) - 1} more differ"
-        )
+        raise UserError(f"{source} does not fit this network: {different[0]} and {len(different) - 1} more differ")
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             expected, found = tuple(own[name].shape), tuple(tensor.shape)

@@ -72,9 +72,7 @@ class Interruption:
             raise Interrupted(self.received)
 
 
-def run_command(
-    main: Callable[[Config], None], config: type[Config], arguments: Sequence[str] | None = None
-) -> int:
+def run_command(main: Callable[[Config], None], config: type[Config], arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, run ``main``, and return the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
@@ -101,9 +99,7 @@ def _parse(config: type[Config], arguments: Sequence[str]) -> Config:
     program = f"python -m {config.__module__ if config.__module__ != '__main__' else _module_name()}"
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                config, prog=program, args=list(arguments), config=(tyro.conf.FlagCreatePairsOff,)
-            )
+            return tyro.cli(config, prog=program, args=list(arguments), config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as stop:
         if not stop.code:
             raise

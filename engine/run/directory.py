@@ -35,9 +35,7 @@ def check_output(out: Path, resume: bool, overwrite: bool) -> None:
         occupied = not out.is_dir() or any(out.iterdir())
         if occupied and not (overwrite and (out / CONFIG).is_file()):
             advice = (
-                "is no run directory"
-                if overwrite
-                else "exists: add --resume to continue or --overwrite to start anew"
+                "is no run directory" if overwrite else "exists: add --resume to continue or --overwrite to start anew"
             )
             raise UserError(f"{out} {advice}, or choose another folder with --out")
 
@@ -47,9 +45,7 @@ def start_output(out: Path, options: Any, resolved: dict[str, Any]) -> None:
     if out.exists():
         shutil.rmtree(out)
     given = {
-        k: str(v) if isinstance(v, Path) else v
-        for k, v in vars(options).items()
-        if k not in FREE and v is not None
+        k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in FREE and v is not None
     }
     write_atomically(out / CONFIG, tomli_w.dumps({"options": given, "resolved": _without_none(resolved)}))
 
@@ -84,9 +80,7 @@ def resumed_options(options: Config, out: Path) -> Config:
         then = Path(then) if isinstance(now, Path) and then is not None else then
         if now not in (field.default, then):
             flag = "--" + field.name.replace("_", "-")
-            raise UserError(
-                f"{flag} {now}: the run in {out} was started with {then}; resume without it, or start anew"
-            )
+            raise UserError(f"{flag} {now}: the run in {out} was started with {then}; resume without it, or start anew")
         values[field.name] = then
     return dataclasses.replace(options, **values)  # type: ignore[type-var]
 

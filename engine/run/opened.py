@@ -40,7 +40,7 @@ class PruningNetRun:
         return architecture(manifest["architecture"]).build(len(manifest["classes"]))
 
     def data(self, device: torch.device) -> Data:
-        """Its images and splits. Raises `UserError` if they, or their preprocessing, are not those it was trained with."""
+        """Its images and splits. Raises `UserError` unless they are prepared as those it was trained with."""
         manifest = self.checkpoint.manifest
         preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
         splits = Splits.load(self.folder / "splits.json")
@@ -63,12 +63,8 @@ class PruningNetRun:
 def open_run(folder: Path) -> PruningNetRun:
     """Open a run directory, or raise a `UserError` that says which command makes one."""
     if not (folder / CONFIG).is_file():
-        raise UserError(
-            f"there is no PruningNet in {folder}: train one with python -m engine.metatrain, or give --run"
-        )
+        raise UserError(f"there is no PruningNet in {folder}: train one with python -m engine.metatrain, or give --run")
     checkpoint = load_checkpoint(folder / "checkpoints")
     if checkpoint is None:
-        raise UserError(
-            f"the run in {folder} has no checkpoint yet: let python -m engine.metatrain --resume go on"
-        )
+        raise UserError(f"the run in {folder} has no checkpoint yet: let python -m engine.metatrain --resume go on")
     return PruningNetRun(folder, checkpoint, read_config(folder)["options"]["data"])

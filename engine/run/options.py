@@ -53,9 +53,7 @@ class TrainingOptions(Options):
     def recipe(self, default: Recipe) -> Recipe:
         """The recipe with the options that were given in place of its own values."""
         given = {name: getattr(self, name) for name in ("epochs", "batch", "lr", "weight_decay")}
-        return dataclasses.replace(
-            default, **{name: value for name, value in given.items() if value is not None}
-        )
+        return dataclasses.replace(default, **{name: value for name, value in given.items() if value is not None})
 
 
 def require_at_least(options: Options, least: dict[str, int]) -> None:

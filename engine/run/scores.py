@@ -31,9 +31,7 @@ class ScoreCache:
                 entry = json.loads(line)
                 self.scores[tuple(entry["genome"])] = (int(entry["correct"]), float(entry["loss"]))
             except (ValueError, KeyError, TypeError):
-                raise UserError(
-                    f"{self.path}, line {number} is damaged: delete the file to score anew"
-                ) from None
+                raise UserError(f"{self.path}, line {number} is damaged: delete the file to score anew") from None
         if lines and lines[-1]:
             with self.path.open("r+b") as file:
                 file.truncate(sum(len(line) + 1 for line in lines[:-1]))

@@ -98,9 +98,7 @@ def train(training: Training, console: Console) -> Checkpoint:
             return latest
         _restore_momentum(optimizer, training.module, latest)
     start = 0 if latest is None else latest.step
-    log = MetricsLog(
-        training.run, 0 if latest is None else latest.manifest["metrics_bytes"], training.tensorboard
-    )
+    log = MetricsLog(training.run, 0 if latest is None else latest.manifest["metrics_bytes"], training.tensorboard)
     clock = CheckpointClock(training.checkpoint_minutes)
 
     def save(done: int) -> Checkpoint:
@@ -129,9 +127,7 @@ def train(training: Training, console: Console) -> Checkpoint:
                 accuracies = training.validate()
                 log.write(done, accuracies)
                 shown = "  ".join(f"{name} {value:.1f} %" for name, value in accuracies.items())
-                progress.console.print(
-                    f"step {done}/{training.steps}  loss {loss:.3f}  {shown}", highlight=False
-                )
+                progress.console.print(f"step {done}/{training.steps}  loss {loss:.3f}  {shown}", highlight=False)
             if done < training.steps:
                 interruption.stop_if_asked(lambda done=done: save(done))  # type: ignore[misc]
                 if clock.due():
@@ -148,7 +144,7 @@ def _step(training: Training, optimizer: torch.optim.SGD, images: Tensor, labels
     value = loss.item()
     if not math.isfinite(value):
         raise NonFiniteLossError(
-            f"the loss of step {step + 1} is {value}; nothing was updated with it; lower --lr (now {training.recipe.lr:g})"
+            f"the loss of step {step + 1} is {value}; nothing was updated with it; lower --lr ({training.recipe.lr:g})"
         )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.space.space import IMAGE, IMAGE_CHANNELS, Gene, Space, Width
+from engine.space.space import IMAGE, IMAGE_CHANNELS, Space, Width
 
 Convention = Literal["macs", "metapruning"]
 BYTES_PER_ELEMENT = 4
@@ -71,9 +71,7 @@ class CostModel:
 
     def legal_range(self) -> tuple[int, int]:
         """Least and greatest MACs of the space."""
-        extremes = torch.cat(
-            [self.space.uniform_choice(0), self.space.uniform_choice(self.space.choices - 1)]
-        )
+        extremes = torch.cat([self.space.uniform_choice(0), self.space.uniform_choice(self.space.choices - 1)])
         least, greatest = self.macs(extremes.to(self.macs_form.device)).tolist()
         return least, greatest
 
@@ -91,15 +89,11 @@ def _quadratic(v_PG1: Tensor, form: Tensor) -> Tensor:
     return ((v_PG1 @ form) * v_PG1).sum(1)
 
 
-def cost_model(
-    space: Space, resolution: int = DEFAULT_RESOLUTION, convention: Convention = "macs"
-) -> CostModel:
+def cost_model(space: Space, resolution: int = DEFAULT_RESOLUTION, convention: Convention = "macs") -> CostModel:
     """Build the forms of a space at a resolution in pixels. Raises `UserError` if the strides do not allow it."""
     space.check_resolution(resolution)
     if convention not in get_args(Convention):
-        raise UserError(
-            f"unknown FLOPs convention {convention!r}: choose one of {', '.join(get_args(Convention))}"
-        )
+        raise UserError(f"unknown FLOPs convention {convention!r}: choose one of {', '.join(get_args(Convention))}")
     size = len(space.genes) + 1
     macs, parameters = torch.zeros(2, size, size, dtype=torch.float64)
     row = _Rows(space)
@@ -126,9 +120,7 @@ def cost_model(
         if space.fixed_size_pooling:
             macs += torch.outer(row.constant(side**2), row(space.features))
     widths = space.width_table().double()
-    return CostModel(
-        space, resolution, convention, widths, macs, parameters, _memory_form(space, row, pixels)
-    )
+    return CostModel(space, resolution, convention, widths, macs, parameters, _memory_form(space, row, pixels))
 
 
 class _Rows:
@@ -171,7 +163,7 @@ def _memory_form(space: Space, row: _Rows, pixels: dict[str, int]) -> Tensor:
     return torch.stack(steps)
 
 
-BUDGET = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[KMGT%]?)", re.IGNORECASE)
+BUDGET = re.compile(r"(?P<number>\d{1,15}(\.\d{1,15})?)(?P<unit>[KMGT%]?)", re.IGNORECASE)
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 

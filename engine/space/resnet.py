@@ -17,9 +17,7 @@ def resnet50(classes: int = 1000) -> Space:
     """Genes: the stem, the outputs of stages 1–3 and the sixteen inner widths; the last stage keeps 2048 channels."""
     stem = gene("stem", STEM)
     stage_genes, mid_genes = [stem], []
-    convs = [
-        Conv("stem", IMAGE, IMAGE_CHANNELS, stem, 7, 2, False, "relu", None, (stem,), HIDDEN, max_pool=True)
-    ]
+    convs = [Conv("stem", IMAGE, IMAGE_CHANNELS, stem, 7, 2, False, "relu", None, (stem,), HIDDEN, max_pool=True)]
     cin: Width = stem
     for stage, (channels, blocks, first_stride) in enumerate(STAGES, start=1):
         cout: Width = channels
@@ -30,19 +28,13 @@ def resnet50(classes: int = 1000) -> Space:
             block, source = f"stage{stage}.{number}", convs[-1].name
             mid = gene(f"{block}.mid", channels // BOTTLENECK)
             mid_genes.append(mid)
-            convs += _bottleneck(
-                block, source, cin, mid, cout, first_stride if number == 1 else 1, number == 1
-            )
+            convs += _bottleneck(block, source, cin, mid, cout, first_stride if number == 1 else 1, number == 1)
             cin = cout
     return Space("resnet50", classes, (*stage_genes, *mid_genes), tuple(convs), fixed_size_pooling=False)
 
 
-def _bottleneck(
-    block: str, source: str, cin: Width, mid: Gene, cout: Width, stride: int, project: bool
-) -> list[Conv]:
-    reduce, spatial, expand, shortcut = (
-        f"{block}.{part}" for part in ("reduce", "spatial", "expand", "shortcut")
-    )
+def _bottleneck(block: str, source: str, cin: Width, mid: Gene, cout: Width, stride: int, project: bool) -> list[Conv]:
+    reduce, spatial, expand, shortcut = (f"{block}.{part}" for part in ("reduce", "spatial", "expand", "shortcut"))
     context = tuple(width for width in (mid, cin, cout) if isinstance(width, Gene))
     convs = [
         Conv(reduce, source, cin, mid, 1, 1, False, "relu", None, context, HIDDEN),

@@ -102,15 +102,19 @@ class Space:
         if len(index) != len(self.convs) or len(names) != len(self.genes):
             raise ValueError(f"{self.architecture}: names of convolutions and of genes must be distinct")
         for position, conv in enumerate(self.convs):
-            cin = IMAGE_CHANNELS if conv.source == IMAGE else self.convs[index[conv.source]].cout
-            if conv.source != IMAGE and index[conv.source] >= position:
-                raise ValueError(f"{conv.name} reads {conv.source}, which is not computed yet")
-            if cin != conv.cin or (conv.depthwise and conv.cin != conv.cout):
+            earlier = {IMAGE, *(other.name for other in self.convs[:position])}
+            for read in (conv.source, conv.shortcut):
+                if read is not None and read not in earlier:
+                    raise ValueError(f"{conv.name} reads {read}, which is not computed yet")
+            if self._width_after(conv.source) != conv.cin or (conv.depthwise and conv.cin != conv.cout):
                 raise ValueError(f"{conv.name}: cin does not match what {conv.source} gives")
-            if conv.shortcut is not None and self.convs[index[conv.shortcut]].cout != conv.cout:
+            if conv.shortcut is not None and self._width_after(conv.shortcut) != conv.cout:
                 raise ValueError(f"{conv.name} adds {conv.shortcut}, whose width is another gene")
-            if not {width for width in (conv.cin, conv.cout) if isinstance(width, Gene)} <= set(self.genes):
+            if not {w for w in (conv.cin, conv.cout, *conv.context) if isinstance(w, Gene)} <= set(self.genes):
                 raise ValueError(f"{conv.name} uses a gene the space does not list")
+
+    def _width_after(self, name: str) -> Width:
+        return IMAGE_CHANNELS if name == IMAGE else self.convs[self.conv_index[name]].cout
 
     @cached_property
     def conv_index(self) -> dict[str, int]:
@@ -157,7 +161,7 @@ class Space:
             raise ValueError(
                 f"a {self.architecture} genome has {len(self.genes)} genes, got shape {tuple(genome_PG.shape)}"
             )
-        if genome_PG.numel() and not (0 <= int(genome_PG.min()) and int(genome_PG.max()) < self.choices):
+        if genome_PG.numel() and not (int(genome_PG.min()) >= 0 and int(genome_PG.max()) < self.choices):
             raise ValueError(f"choices must be 0 to {self.choices - 1}")
         return genome_PG.long()
 

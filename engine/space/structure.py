@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +18,7 @@ from engine.space.costs import Convention, CostModel, cost_model
 from engine.space.space import IMAGE, IMAGE_CHANNELS
 
 SCHEMA = "metaprune.structure/1"
+INTEGERS = ("classes", "resolution", "macs", "parameters", "flops_resolution")
 
 
 @dataclass(frozen=True)
@@ -109,49 +110,45 @@ def load_structure(path: Path) -> Structure:
     """
     content = read_json(path, "structure")
     if content.get("schema") != SCHEMA:
-        raise UserError(
-            f"{path}: schema {content.get('schema')!r} is not supported; this version reads {SCHEMA!r}"
-        )
+        raise UserError(f"{path}: schema {content.get('schema')!r} is not supported; this version reads {SCHEMA!r}")
     digest = content.pop("digest", None)
     names = set(Structure.__dataclass_fields__)
     missing = sorted((names | {"convolutions"}) - set(content))
     if missing:
         raise UserError(f"{path}: fields are missing: {', '.join(missing)}")
-    structure = Structure(**{k: tuple(v) if k == "genome" else v for k, v in content.items() if k in names})
-    _verify_content(path, structure, content["convolutions"])
-    if digest != sha256_json(content):
-        raise UserError(
-            f"{path}: the digest does not match: the file was changed after it was written; search again"
-        )
-    return structure
-
-
-def _verify_content(path: Path, structure: Structure, written: Any) -> None:
+    structure = Structure(**{name: content[name] for name in names})
     try:
-        integers = (structure.classes, structure.resolution, structure.flops_resolution, *structure.genome)
-        if not all(type(value) is int for value in integers) or structure.classes < 1:
-            raise ValueError("classes, resolutions and genome must be integers")
-        space = structure.space
-        genome_PG = space.check_genome(torch.tensor([structure.genome], dtype=torch.int64))
-        if structure.flops_convention not in get_args(Convention):
-            raise ValueError(f"unknown FLOPs convention {structure.flops_convention!r}")
-        if [conv["name"] for conv in written] != list(space.conv_index):
-            raise ValueError(f"its convolutions are not those of {structure.architecture}")
-        widths = [conv["out_channels"] for conv in written]
-        encoded_PG = space.encode(torch.tensor([widths]))
-        if (
-            not torch.equal(space.widths(encoded_PG), space.widths(genome_PG))
-            or written != structure.convolutions
-        ):
-            raise ValueError("its convolutions are not those of its genome")
-        costs = cost_model(space, structure.flops_resolution, structure.flops_convention)
-        counted = int(costs.macs(genome_PG)), int(costs.parameters(genome_PG))
-        if counted != (structure.macs, structure.parameters):
-            raise ValueError(
-                f"its widths have {counted[0]} MACs and {counted[1]} parameters, not what it says"
-            )
+        _verify_content(structure, content["convolutions"])
+        if digest != sha256_json(content):
+            raise UserError("the digest does not match: the file was changed after it was written; search again")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a valid structure: {reason}") from None
+    return replace(structure, genome=tuple(structure.genome))
+
+
+def _verify_content(structure: Structure, written: Any) -> None:
+    """Raise `UserError` or an error of Python for a field of the wrong type, or fields that contradict each other."""
+    if not isinstance(structure.genome, list):
+        raise ValueError("genome must be a list of integers")
+    integers = [getattr(structure, name) for name in INTEGERS]
+    if not all(type(value) is int for value in (*integers, *structure.genome)) or structure.classes < 1:
+        raise ValueError(f"{', '.join(INTEGERS)} and genome must be integers")
+    if not isinstance(structure.preprocessing, dict) or not isinstance(structure.score, dict | None):
+        raise ValueError("preprocessing and score must be objects")
+    space = structure.space
+    genome_PG = space.check_genome(torch.tensor([structure.genome], dtype=torch.int64))
+    if structure.flops_convention not in get_args(Convention):
+        raise ValueError(f"unknown FLOPs convention {structure.flops_convention!r}")
+    if [conv["name"] for conv in written] != list(space.conv_index):
+        raise ValueError(f"its convolutions are not those of {structure.architecture}")
+    widths = [conv["out_channels"] for conv in written]
+    encoded_PG = space.encode(torch.tensor([widths]))
+    if not torch.equal(space.widths(encoded_PG), space.widths(genome_PG)) or written != structure.convolutions:
+        raise ValueError("its convolutions are not those of its genome")
+    costs = cost_model(space, structure.flops_resolution, structure.flops_convention)
+    counted = int(costs.macs(genome_PG)), int(costs.parameters(genome_PG))
+    if counted != (structure.macs, structure.parameters):
+        raise ValueError(f"its widths have {counted[0]} MACs and {counted[1]} parameters, not what it says")

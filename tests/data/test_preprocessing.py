@@ -40,18 +40,14 @@ def test_images_of_another_size_or_type_are_refused() -> None:
 
 def test_augmentation_that_changes_nothing_equals_the_evaluation_path() -> None:
     images = random_images(5)
-    torch.testing.assert_close(
-        augment(images, WHOLE, SQUARE, seeded(0)), SQUARE(images), atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(augment(images, WHOLE, SQUARE, seeded(0)), SQUARE(images), atol=1e-4, rtol=1e-4)
 
 
 def test_flipping_mirrors_whole_images_about_half_the_time() -> None:
     images = random_images(200)
     flip = Augmentation(scale=(1, 1), ratio=(1, 1), flip=True)
     kept = (augment(images, flip, SQUARE, seeded(0)) - SQUARE(images)).abs().amax((1, 2, 3)) < 1e-3
-    mirrored = (augment(images, flip, SQUARE, seeded(0)) - SQUARE(images).flip(3)).abs().amax(
-        (1, 2, 3)
-    ) < 1e-3
+    mirrored = (augment(images, flip, SQUARE, seeded(0)) - SQUARE(images).flip(3)).abs().amax((1, 2, 3)) < 1e-3
     assert (kept ^ mirrored).all()
     assert 70 < kept.sum() < 130
 
@@ -63,9 +59,7 @@ def test_a_crop_lies_inside_the_image_and_has_the_area_and_shape_asked_for(
 ) -> None:
     # Red holds x and green holds y, in pixels times 8: the crop's corners can be read off the result.
     ramp = torch.arange(32, dtype=torch.uint8) * 8
-    images = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32), torch.zeros(32, 32).byte()])[
-        None
-    ]
+    images = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32), torch.zeros(32, 32).byte()])[None]
     crop = augment(images, Augmentation((scale, scale), (ratio, ratio), False), SQUARE, seeded(seed))[0]
     x, y = ((crop[:2] * 0.25 + 0.5) * 255 / 8).unbind()
     width = (x[0, -2] - x[0, 1]) * 32 / 29

@@ -59,9 +59,7 @@ def test_splits_of_other_data_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_spec_lists_what_is_legal(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"data 'cats' \(no such path\): give 'digits' .* a folder with train/"
-    ):
+    with pytest.raises(UserError, match=r"data 'cats' \(no such path\): give 'digits' .* a folder with train/"):
         open_data("cats")
     with pytest.raises(UserError, match="idx3-ubyte"):
         open_data(str(tmp_path))

@@ -1,0 +1,163 @@
+"""`engine.metatrain`: what it writes, and that interrupting it changes nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from small_runs import TINY_NET, ErrorLine, run, start
+
+from engine.files import sha256_file
+
+# Long enough to be hit while it runs; a checkpoint as often as the 5 % rule allows.
+INTERRUPTIBLE = ("--hidden", "1", "--steps", "60", "--calibration-images", "32", "--checkpoint-minutes", "0")
+
+
+def weights_digest(run_folder: Path) -> str:
+    return sha256_file(sorted(run_folder.glob("checkpoints/step-*"))[-1] / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert run("metatrain", "--out", out, *INTERRUPTIBLE) == 0
+    return out
+
+
+def test_a_run_directory_explains_itself(trained: Path) -> None:
+    config = tomllib.loads((trained / "config.toml").read_text())
+    assert config["options"]["architecture"] == "mobilenet_v1"
+    assert config["resolved"]["batch"] == 64
+    assert config["resolved"]["lr"] == 0.1
+    assert config["resolved"]["weight_decay"] == 4e-5
+    manifest = json.loads((trained / "checkpoints/step-00000003/manifest.json").read_text())
+    assert manifest["preprocessing"]["resolution"] == 32
+    assert manifest["classes"] == [str(digit) for digit in range(10)]
+    records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert {"smallest", "middle", "largest"} <= records[-1].keys()
+    assert all(0 <= records[-1][name] <= 100 for name in ("smallest", "middle", "largest"))
+
+
+def test_killed_at_random_points_and_resumed_a_run_ends_with_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
+    out, moment = tmp_path / "run", random.Random(7)
+    for attempt in range(3):
+        process = start("metatrain", "--out", out, *INTERRUPTIBLE, *(["--resume"] if attempt else []))
+        before = _last_step(out)
+        while process.poll() is None and _last_step(out) == before:
+            time.sleep(0.02)
+        time.sleep(moment.uniform(0, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert 0 < _last_step(out) < 60, "the run ended before it was killed: nothing was tested"
+    assert run("metatrain", "--out", out, "--resume") == 0
+    assert weights_digest(out) == weights_digest(uninterrupted)
+    assert (out / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_run_and_resuming_completes_it(
+    number: signal.Signals, status: int, uninterrupted: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = start("metatrain", "--out", out, *INTERRUPTIBLE)
+    while process.poll() is None and _last_step(out) == 0:
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == status
+    assert 0 < _last_step(out) < 60
+    assert run("metatrain", "--out", out, "--resume") == 0
+    assert weights_digest(out) == weights_digest(uninterrupted)
+
+
+def test_resuming_a_finished_run_changes_nothing(copied: Path, trained: Path) -> None:
+    assert run("metatrain", "--out", copied, "--resume") == 0
+    assert weights_digest(copied) == weights_digest(trained)
+    assert (copied / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
+
+
+def test_resuming_with_another_option_is_refused(copied: Path, error_line: ErrorLine) -> None:
+    assert run("metatrain", "--out", copied, "--resume", "--lr", "0.5") == 2
+    assert "--lr 0.5" in error_line()
+
+
+def test_only_the_last_two_checkpoints_are_kept(uninterrupted: Path) -> None:
+    steps = [path.name for path in (uninterrupted / "checkpoints").iterdir()]
+    assert "step-00000060" in steps
+    assert len(steps) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_step(
+    tmp_path: Path, error_line: ErrorLine
+) -> None:
+    assert run("metatrain", "--out", tmp_path / "run", *TINY_NET, "--lr", "1e38") == 1
+    line = error_line()
+    assert "the loss of step 2 is nan" in line or "the loss of step 2 is inf" in line
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--structures", "4"), ("--batch", "16"), ("--lr", "0.02"), ("--weight-decay", "0.1"), ("--seed", "1"),
+        ("--hidden", "3"), ("--resolution", "33"),
+    ],
+    ids=lambda option: option[0],
+)  # fmt: skip
+def test_an_option_changes_what_is_learned(option: tuple[str, str], trained: Path, tmp_path: Path) -> None:
+    assert run("metatrain", "--out", tmp_path / "run", *TINY_NET, *option) == 0
+    assert weights_digest(tmp_path / "run") != weights_digest(trained)
+
+
+@pytest.mark.parametrize("option", [("--device", "cpu"), ("--checkpoint-minutes", "0"), ("--overwrite",), ("--debug",)])
+def test_an_option_about_how_a_run_is_carried_out_does_not(
+    option: tuple[str, ...], trained: Path, tmp_path: Path
+) -> None:
+    assert run("metatrain", "--out", tmp_path / "run", *TINY_NET, *option) == 0
+    assert weights_digest(tmp_path / "run") == weights_digest(trained)
+
+
+def test_epochs_are_passes_over_the_sub_training_images(tmp_path: Path) -> None:
+    assert run("metatrain", "--out", tmp_path / "run", "--hidden", "1", "--epochs", "1", "--batch", "512") == 0
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_the_reference_backend_learns_the_same_to_rounding(trained: Path, tmp_path: Path) -> None:
+    assert run("metatrain", "--out", tmp_path / "run", *TINY_NET, "--backend", "reference") == 0
+    losses = [
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines() if "loss" in line]
+        for folder in (trained, tmp_path / "run")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_tensorboard_events_are_written_on_request(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    assert run("metatrain", "--out", tmp_path / "run", *TINY_NET, "--tensorboard") == 0
+    assert list((tmp_path / "run/tensorboard").glob("events.*"))
+
+
+def test_images_from_a_folder_are_trained_on(tmp_path: Path) -> None:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for index in range(60):
+        folder = tmp_path / "digits" / "train" / f"class-{digits.target[index] % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = (digits.images[index] * 15).astype("uint8")
+        Image.fromarray(pixels).resize((40, 40)).save(folder / f"{index}.png")
+    arguments = ("--data", tmp_path / "digits", "--resolution", "32", "--batch", "8")
+    assert run("metatrain", "--out", tmp_path / "run", *TINY_NET, *arguments) == 0
+    manifest = json.loads((tmp_path / "run/checkpoints/step-00000003/manifest.json").read_text())
+    assert manifest["classes"] == ["class-0", "class-1"]
+
+
+def _last_step(out: Path) -> int:
+    steps = [int(path.name.split("-")[1]) for path in out.glob("checkpoints/step-*")]
+    return max(steps, default=0)

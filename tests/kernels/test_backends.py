@@ -1,0 +1,111 @@
+"""Which backend runs an op, and what is said when it cannot."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import kernels
+from kernels import backends
+from kernels.ops import OPS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def arguments() -> tuple[torch.Tensor, ...]:
+    widths = torch.tensor([2, 1], dtype=torch.int32)
+    return torch.ones(3, 2, 1, 4), torch.zeros(3, 2, 1), torch.ones(2, 4), widths, widths
+
+
+def without_extension(code: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"METAPRUNE_NO_EXTENSION": "1"}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_report_has_one_line_for_every_op_and_backend() -> None:
+    lines = [line.split(maxsplit=2) for line in backends.report().splitlines()]
+    assert [line[:2] for line in lines] == [[op, b] for op in OPS for b in backends.BACKENDS]
+    assert all(line[2] for line in lines)
+
+
+def test_every_op_has_a_reference() -> None:
+    assert all(not backends.why_not(op, "reference") for op in OPS)
+
+
+def test_auto_takes_the_compiled_kernel_where_there_is_one() -> None:
+    expected = "cpu" if backends.extension else "reference"
+    assert backends.chosen("generate_weights") == expected
+
+
+def test_auto_takes_the_reference_in_float64() -> None:
+    assert backends.chosen("generate_weights", dtype=torch.float64) == "reference"
+
+
+def test_a_choice_holds_until_the_end_of_its_block() -> None:
+    before = backends.chosen("generate_weights")
+    with backends.use("reference"):
+        assert backends.chosen("generate_weights") == "reference"
+    assert backends.chosen("generate_weights") == before
+
+
+def test_a_choice_without_a_block_holds_for_the_process() -> None:
+    try:
+        backends.use("reference")
+        assert backends.chosen("generate_weights") == "reference"
+    finally:
+        backends.use("auto")
+
+
+def test_an_unknown_backend_is_refused_with_the_legal_ones() -> None:
+    with pytest.raises(backends.BackendError, match="'gpu'; legal: auto, reference, cpu, triton, cuda"):
+        backends.use("gpu")
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_a_forced_backend_that_cannot_run_is_never_swapped(backend: str, arguments: tuple[torch.Tensor, ...]) -> None:
+    with backends.use(backend), pytest.raises(backends.BackendError, match=r"generate_weights .* legal here: auto"):
+        kernels.generate_weights(*arguments)
+
+
+def test_the_forced_compiled_kernel_refuses_float64(arguments: tuple[torch.Tensor, ...]) -> None:
+    basis, bias, codes, cin, cout = arguments
+    with backends.use("cpu"), pytest.raises(backends.BackendError, match="float64"):
+        kernels.generate_weights(basis.double(), bias.double(), codes.double(), cin, cout)
+
+
+def test_an_illegal_instruction_set_is_refused_with_the_legal_ones(
+    arguments: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backends.extension is None:
+        pytest.skip(backends.why_not("generate_weights", "cpu"))
+    monkeypatch.setenv("METAPRUNE_ISA", "mmx")
+    with pytest.raises(RuntimeError, match=r"METAPRUNE_ISA=mmx cannot be used; .*portable"):
+        kernels.generate_weights(*arguments)
+
+
+def test_the_build_tells_how_it_was_made() -> None:
+    if backends.extension is None:
+        pytest.skip(backends.why_not("generate_weights", "cpu"))
+    assert set(backends.extension.build_info()) == {"compiler", "flags", "torch", "instruction_set"}
+
+
+def test_everything_runs_without_the_extension() -> None:
+    code = (
+        "import torch, kernels; w = torch.tensor([2, 1], dtype=torch.int32);"
+        "y = kernels.generate_weights(torch.ones(3, 2, 1, 4), torch.zeros(3, 2, 1), torch.ones(2, 4), w, w);"
+        "print(y[1, 0].item(), kernels.backends.chosen('generate_weights'));"
+        "print(kernels.backends.why_not('generate_weights', 'cpu'))"
+    )
+    done = without_extension(code)
+    assert done.stdout.splitlines() == ["4.0 reference", "switched off by METAPRUNE_NO_EXTENSION=1"], done.stderr
+
+
+def test_a_forced_compiled_kernel_fails_without_the_extension() -> None:
+    done = without_extension("import kernels; kernels.backends.use('cpu'); kernels.backends.chosen('ragged_conv')")
+    assert done.returncode != 0
+    assert "ragged_conv on cpu in torch.float32 cannot run on backend 'cpu': switched off" in done.stderr

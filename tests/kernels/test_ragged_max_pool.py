@@ -1,0 +1,76 @@
+"""ragged_max_pool against one dense pooling per subnetwork."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ragged import images, int32, poisoned_activations, random_activations, widths
+from torch import Tensor
+from torch.nn import functional
+
+import kernels
+from kernels.layout import output_image
+
+
+@given(
+    data=st.data(),
+    image=images(),
+    limit=st.integers(1, 19),
+    kernel=st.sampled_from([1, 3, 5]),
+    stride=st.integers(1, 3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_each_subnetwork_equals_its_own_dense_pooling(
+    data: st.DataObject,
+    image: tuple[int, int, int],
+    limit: int,
+    kernel: int,
+    stride: int,
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(data.draw(st.integers(0, 999)))
+    channels = data.draw(widths(data.draw(st.integers(1, 4)), limit))
+    source = data.draw(st.lists(st.integers(0, len(channels) - 1), min_size=1, max_size=5))
+    inputs = [-1 - t.abs() for t in random_activations(channels, image, dtype)]
+    kept = [channels[slot] for slot in source]
+    y = kernels.ragged_max_pool(
+        poisoned_activations(inputs, limit),
+        int32(kept),
+        int32(source),
+        image=image,
+        max_channels=limit,
+        kernel=kernel,
+        stride=stride,
+    )
+    outputs = kernels.unpack_activations(y, kept, output_image(image, kernel, stride))
+    for slot, actual in zip(source, outputs, strict=True):
+        assert torch.equal(actual, functional.max_pool2d(inputs[slot], kernel, stride, padding=kernel // 2))
+
+
+def arguments(dtype: torch.dtype, channels: list[int]) -> list[Any]:
+    torch.manual_seed(0)
+    x = kernels.pack_activations(random_activations(channels, (2, 4, 3), dtype), max(channels))
+    return [x.requires_grad_(), int32(channels), int32([0, 1]), [2, 4, 3], 3, 2, max(channels)]
+
+
+def test_gradients_are_exact() -> None:
+    x, *rest = arguments(torch.float64, [3, 9])
+
+    def outputs(x: Tensor) -> list[Tensor]:
+        y = torch.ops.metaprune.ragged_max_pool(x, *rest)
+        return kernels.unpack_activations(y, rest[0], (2, 2, 2))
+
+    assert torch.autograd.gradcheck(outputs, (x,), fast_mode=True)
+
+
+def test_the_op_is_registered_correctly() -> None:
+    args = arguments(torch.float32, [16, 16])
+    torch.library.opcheck(torch.ops.metaprune.ragged_max_pool.default, tuple(args))
+
+
+def test_bad_input_is_refused_with_the_argument_named() -> None:
+    x, channels, source, *_ = arguments(torch.float32, [16, 16])
+    with pytest.raises(RuntimeError, match="x must be"):
+        kernels.ragged_max_pool(x, channels, source, image=(2, 4, 4), max_channels=16)
