@@ -85,8 +85,9 @@ def ask(state: SearchState, settings: SearchSettings, costs: CostModel, budget: 
     """Propose the next generation: new genomes within ``budget`` MACs, none of them visited before.
 
     The first generation is random; later ones mutate and cross the best ``parents`` of all genomes told, failed
-    ones excepted, and fill up with random ones. A space with fewer unvisited genomes left than wanted yields what the rounds found, down
-    to none: the search is then finished. Raises `ValueError` if the previous generation was not told.
+    ones excepted, and fill up with random ones. A space with fewer unvisited genomes left than wanted yields what
+    the rounds found, down to none: the search is then finished. Raises `ValueError` if the previous generation was
+    not told.
     """
     if len(state.pending):
         raise ValueError("tell the scores of the last generation before asking for another")

@@ -168,7 +168,7 @@ def _calibrate(net: PruningNet, layers: list[Instances], images_NCHW: Tensor) ->
     for index, (conv, instances) in enumerate(zip(net.space.convs, layers, strict=True)):
         generator = net.layer(index)
         widths_SG = net.space.gene_widths(instances.genome_SG).int()
-        cin_S, cout_S = (net.space.width_of(width, widths_SG).contiguous() for width in (conv.cin, conv.cout))
+        cin_S, cout_S = (net.space.width_of(width, widths_SG) for width in (conv.cin, conv.cout))
         codes_SH = net.codes(index, instances.genome_SG)
         raw = FoldedLayer(instances, cin_S, cout_S, generator(codes_SH, cin_S, cout_S), torch.empty(0))
         output, sums = run.convolve(index, raw, calibrating=True)

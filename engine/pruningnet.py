@@ -34,8 +34,15 @@ class WeightGenerator(nn.Module):
         self.bias = nn.Parameter(torch.empty(shape, device=device))
 
     def codes(self, ratios_SC: Tensor) -> Tensor:
-        """Codes ``[S, H]`` of the context ratios ``[S, contexts]``."""
-        return F.relu(self.fc1(ratios_SC))
+        """Codes ``[S, H]`` of the context ratios ``[S, contexts]``.
+
+        Written out as elementwise operations: a matrix product rounds differently for different S, and a
+        subnetwork's weights may not depend on how many others are generated with it.
+        """
+        code_SH = self.fc1.bias.expand(len(ratios_SC), -1)
+        for ratio_S, weight_H in zip(ratios_SC.T, self.fc1.weight.T, strict=True):
+            code_SH = code_SH + ratio_S[:, None] * weight_H
+        return F.relu(code_SH)
 
     def forward(self, codes_SH: Tensor, cin_S: Tensor, cout_S: Tensor, scale_SO: Tensor | None = None) -> Tensor:
         """Packed weights of S subnetworks (`kernels.generate_weights`), optionally scaled per output channel."""
@@ -94,7 +101,7 @@ class PruningNet(nn.Module):
         gene_widths_SG = self.space.gene_widths(genome_SG).int()
         weights = []
         for layer, conv in enumerate(self.space.convs):
-            cin_S, cout_S = (self.space.width_of(w, gene_widths_SG).contiguous() for w in (conv.cin, conv.cout))
+            cin_S, cout_S = (self.space.width_of(w, gene_widths_SG) for w in (conv.cin, conv.cout))
             packed = self.layer(layer)(self.codes(layer, genome_SG), cin_S, cout_S)
             weights.append(unpack_weights(packed, cin_S, cout_S, kernel=conv.kernel, depthwise=conv.depthwise))
         return weights

@@ -81,28 +81,27 @@ def test_values_that_are_written_differently_have_different_digests(one: Any, ot
 
 
 @given(st.dictionaries(st.text(), json_values))
-def test_an_object_is_read_as_it_was_written(
-    tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]
-) -> None:
+def test_an_object_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]) -> None:
     path = tmp_path_factory.mktemp("json") / "file.json"
     write_atomically(path, json.dumps(value))
     assert read_json(path, "file") == value
 
 
 @given(st.binary() | st.text().map(str.encode))
-def test_any_bytes_are_an_object_or_refused_in_one_line(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes
-) -> None:
+def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.mktemp("json") / "file.json"
     path.write_bytes(content)
+    refusal = ""
     try:
-        assert isinstance(read_json(path, "manifest"), dict)
+        read_json(path, "manifest")
     except UserError as error:
-        assert str(error).startswith(f"{path} is no manifest: ")
-        assert len(str(error).splitlines()) == 1
+        refusal = str(error)
+    assert len(refusal.splitlines()) <= 1
 
 
-@pytest.mark.parametrize("content", [b"{} {}", b"{'a': 1}", b"[" * 100_000, b'{"a": ' + b"7" * 5000 + b"}", b"\xef\xbb\xbf{}"])
+@pytest.mark.parametrize(
+    "content", [b"{} {}", b"{'a': 1}", b"[" * 100_000, b'{"a": ' + b"7" * 5000 + b"}", b"\xef\xbb\xbf{}"]
+)
 def test_what_is_not_json_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file.json"
     path.write_bytes(content)

@@ -20,8 +20,8 @@ LAYERS = [
      "depthwise": False, "activation": "relu", "shortcut": None, "max_pool": True},
     {"name": "block.depthwise", "source": "stem", "in_channels": 5, "out_channels": 5, "kernel": 3, "stride": 1,
      "depthwise": True, "activation": "relu6", "shortcut": None, "max_pool": False},
-    {"name": "block.project", "source": "block.depthwise", "in_channels": 5, "out_channels": 5, "kernel": 1, "stride": 1,
-     "depthwise": False, "activation": "none", "shortcut": "stem", "max_pool": False},
+    {"name": "block.project", "source": "block.depthwise", "in_channels": 5, "out_channels": 5, "kernel": 1,
+     "stride": 1, "depthwise": False, "activation": "none", "shortcut": "stem", "max_pool": False},
 ]  # fmt: skip
 
 

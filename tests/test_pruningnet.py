@@ -27,12 +27,13 @@ def random_images(count: int, side: int = 32) -> Tensor:
 def full_width_weights(net: PruningNet, genome: list[int]) -> list[Tensor]:
     """Generated weights ``[O, I, k, k]`` of every convolution of the unpruned network."""
     weights = []
-    for conv, generator in zip(net.space.convs, net.generators, strict=True):
-        dtype = generator.bias.dtype
-        ratios = [0.10 + 0.03 * genome[net.space.genes.index(gene)] for gene in conv.context]
-        code = (generator.fc1.weight @ torch.tensor(ratios, dtype=dtype) + generator.fc1.bias).relu()  # type: ignore[union-attr,operator]
-        flat = generator.basis.reshape(-1, len(code)) @ code + generator.bias.flatten()  # type: ignore[union-attr,operator]
-        weights.append(flat.reshape(len(generator.bias), -1, conv.kernel, conv.kernel))  # type: ignore[arg-type]
+    for layer, conv in enumerate(net.space.convs):
+        generator = net.layer(layer)
+        # A ratio is a float32 number, also where the weights are float64.
+        ratios = torch.tensor([0.10 + 0.03 * genome[net.space.genes.index(gene)] for gene in conv.context])
+        code = (generator.fc1.weight @ ratios.to(generator.bias.dtype) + generator.fc1.bias).relu()
+        flat = generator.basis.reshape(-1, len(code)) @ code + generator.bias.flatten()
+        weights.append(flat.reshape(len(generator.bias), -1, conv.kernel, conv.kernel))
     return weights
 
 
@@ -70,8 +71,7 @@ def plain_logits(net: PruningNet, images: Tensor, genome: list[int]) -> Tensor:
 
 @pytest.mark.parametrize(("name", "millions"), [("mobilenet_v1", 106.1), ("mobilenet_v2", 242.0), ("resnet50", 776.1)])
 def test_a_pruningnet_of_the_papers_hidden_sizes_has_the_papers_parameters(name: str, millions: float) -> None:
-    # Of a convolution with c context ratios, hidden size h and n weights: (c + 1) h + n (h + 1). The sums agree with the
-    # sizes of the checkpoints of https://github.com/liuzechun/MetaPruning.
+    # The sum over the layers of (c + 1) h + n (h + 1), for c context ratios, hidden size h and n weights.
     assert count_parameters(space_of(name)) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
@@ -175,7 +175,7 @@ def checked_against_plain(space: Space, genome_SG: Tensor, images: Tensor, hidde
     found = torch.autograd.grad(F.cross_entropy(logits, labels), list(parameters.values()))
     wanted = torch.autograd.grad(F.cross_entropy(expected, labels), list(parameters.values()))
     for name, gradient, plain in zip(parameters, found, wanted, strict=True):
-        torch.testing.assert_close(gradient, plain, rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(gradient, plain, rtol=1e-6, atol=1e-9, msg=name)
 
 
 @settings(max_examples=15)

@@ -77,7 +77,9 @@ def test_integers_hit_every_value_equally_often(high: int) -> None:
     assert abs(chi_square - freedom) < 5 * (2 * freedom) ** 0.5
 
 
-@given(st.lists(st.integers() | st.text(max_size=3), max_size=3), st.lists(st.integers() | st.text(max_size=3), max_size=3))
+@given(
+    st.lists(st.integers() | st.text(max_size=3), max_size=3), st.lists(st.integers() | st.text(max_size=3), max_size=3)
+)
 def test_streams_of_different_names_differ(one: list[int | str], other: list[int | str]) -> None:
     same = torch.equal(random_bits(stream_key(*one), 4), random_bits(stream_key(*other), 4))
     assert same == (one == other)
@@ -86,4 +88,4 @@ def test_streams_of_different_names_differ(one: list[int | str], other: list[int
 def test_the_key_of_a_name_never_changes() -> None:
     # printf "('propose', 0, 1)" | sha256sum prints e5c0ae3817ae8442…; the first eight bytes, little-endian.
     # Checkpoints and searches of earlier versions continue only as long as this holds.
-    assert stream_key("propose", 0, 1) == 0x4284ae1738aec0e5
+    assert stream_key("propose", 0, 1) == 0x4284AE1738AEC0E5

@@ -57,7 +57,7 @@ def read_config(out: Path) -> dict[str, Any]:
         config = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if not all(isinstance(config.get(table), dict) for table in ("options", "resolved")):
         raise UserError(f"{path} is damaged: it lacks the tables options and resolved")

@@ -30,7 +30,7 @@ class ScoreCache:
             try:
                 entry = json.loads(line)
                 self.scores[tuple(entry["genome"])] = (int(entry["correct"]), float(entry["loss"]))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 raise UserError(f"{self.path}, line {number} is damaged: delete the file to score anew") from None
         if lines and lines[-1]:
             with self.path.open("r+b") as file:

@@ -188,7 +188,7 @@ class Space:
         """Channels ``[P]`` of one searched or fixed width, given the widths of all genes ``[P, G]``."""
         if isinstance(width, int):
             return gene_widths_PG.new_full((gene_widths_PG.shape[0],), width)
-        return gene_widths_PG[:, self.gene_index[width]]
+        return gene_widths_PG[:, self.gene_index[width]].contiguous()
 
     def encode(self, widths_PL: Tensor) -> Tensor:
         """The genomes, int64 ``[P, G]``, of convolution widths ``[P, L]``: the inverse of `widths`.

@@ -12,7 +12,18 @@ from engine.run.command import run_command
 
 ROOT = Path(__file__).parents[2]
 TINY_NET = ("--hidden", "2", "--steps", "3", "--calibration-images", "32")
-TINY_SEARCH: tuple[str, ...] = ("--population", "4", "--mutants", "1", "--crossovers", "2", "--parents", "2", "--generations", "2")
+TINY_SEARCH: tuple[str, ...] = (
+    "--population",
+    "4",
+    "--mutants",
+    "1",
+    "--crossovers",
+    "2",
+    "--parents",
+    "2",
+    "--generations",
+    "2",
+)
 TINY_SEARCH += ("--calibration-images", "32")
 ErrorLine = Callable[[], str]
 COMMANDS = {

@@ -17,7 +17,18 @@ from engine.space import architecture
 from engine.space.costs import cost_model
 from engine.space.structure import load_structure
 
-LONGER: tuple[str, ...] = ("--population", "6", "--mutants", "2", "--crossovers", "2", "--parents", "2", "--generations", "6")
+LONGER: tuple[str, ...] = (
+    "--population",
+    "6",
+    "--mutants",
+    "2",
+    "--crossovers",
+    "2",
+    "--parents",
+    "2",
+    "--generations",
+    "6",
+)
 LONGER += ("--calibration-images", "32")
 
 

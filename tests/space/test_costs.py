@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.errors import UserError
-from engine.pruned import PrunedNet
+from engine.pruned import ConvBlock, PrunedNet
 from engine.space import IMAGE, Conv, Gene, Space, Width, max_width
 from engine.space.costs import CHUNK, cost_model, format_count, macs_per_conv, parse_budget, uniform_genome
 
@@ -41,8 +41,8 @@ def macs_of(space: Space, genome_PG: Tensor | None = None, convention: str = "ma
 
 
 # -- published values ----------------------------------------------------------------------------------------------
-# In millions. MetaPruning (https://arxiv.org/abs/1903.10258), tables 2 and 4, prints them rounded: 569M, 325M, 149M and
-# 41M for MobileNetV1, 4.1G, 3.0G, 2.3G and 1.1G for ResNet-50. The digits beyond follow from the layers' shapes:
+# In millions. The tables of MetaPruning (https://arxiv.org/abs/1903.10258) print them rounded: 569M, 325M, 149M and 41M
+# for MobileNetV1, 4.1G, 3.0G, 2.3G and 1.1G for ResNet-50. The digits beyond follow from the layers' shapes:
 # Σ (output pixels · kernel² · input channels · output channels), and 1000 · features for the classifier.
 
 
@@ -81,7 +81,7 @@ def test_standard_mobilenet_v2_has_its_published_macs() -> None:
     assert (sum(counts) - first_expansion) / 1e6 == pytest.approx(300.8, abs=0.05)
 
 
-# The genomes of https://github.com/liuzechun/MetaPruning, stage genes first: its lists repeat a stage gene for every block.
+# Genomes of https://github.com/liuzechun/MetaPruning, stage genes first; its lists repeat a stage gene for every block.
 MOBILENET_V2_GENOME = [
     18, 23, 18, 28, 27, 2, 12, 15,
     4, 12, 25, 23, 20, 14, 24, 8, 19, 26, 2, 10, 24, 16, 6, 26, 10,
@@ -105,7 +105,7 @@ def test_the_metapruning_convention_counts_what_the_original_prints() -> None:
 
 
 def test_an_unknown_convention_is_refused_with_the_legal_ones() -> None:
-    with pytest.raises(UserError, match="'flops'.*macs, metapruning"):
+    with pytest.raises(UserError, match=r"'flops'.*macs, metapruning"):
         cost_model(space_of("mobilenet_v1"), convention="flops")  # type: ignore[arg-type]
 
 
@@ -129,19 +129,17 @@ def test_macs_and_parameters_are_those_of_the_plain_network(
 
 def peak_bytes_of_a_run(net: PrunedNet, resolution: int) -> int:
     """Run the network and follow its real tensors: each is freed after its last reader, the rest happens in place."""
-    before_pool: dict[nn.Module, int] = {}
-    for block in net.convs.values():
-        block.conv.register_forward_hook(lambda module, _, output: before_pool.update({module: output.numel()}))  # type: ignore[union-attr]
-    stored: dict[nn.Module, int] = {}
-    for block in net.convs.values():
-        block.register_forward_hook(lambda module, _, output: stored.update({module: output.numel()}))
+    blocks = [block for block in net.convs.values() if isinstance(block, ConvBlock)]
+    written: dict[nn.Module, int] = {}
+    for module in (module for block in blocks for module in (block, block.conv)):
+        module.register_forward_hook(lambda module, _, output: written.update({module: output.numel()}))
     image = torch.empty(1, 3, resolution, resolution, device="meta")
     net(image)
 
     readers = Counter(name for _, source, shortcut in net.routes for name in (source, shortcut) if name)
     alive, peak = {IMAGE: image.numel()}, 0
-    for (name, source, shortcut), block in zip(net.routes, net.convs.values(), strict=True):
-        convolved = before_pool[block.conv]  # type: ignore[index]
+    for (name, source, shortcut), block in zip(net.routes, blocks, strict=True):
+        convolved = written[block.conv]
         peak = max(peak, sum(alive.values()) + convolved)
         for read in (source, shortcut):
             if read:
@@ -149,8 +147,8 @@ def peak_bytes_of_a_run(net: PrunedNet, resolution: int) -> int:
                 if not readers[read]:
                     del alive[read]
         if not isinstance(block.pool, nn.Identity):
-            peak = max(peak, sum(alive.values()) + convolved + stored[block])
-        alive[name] = stored[block]
+            peak = max(peak, sum(alive.values()) + convolved + written[block])
+        alive[name] = written[block]
     return 4 * peak
 
 
@@ -194,7 +192,9 @@ def test_a_population_costs_what_its_genomes_cost_one_by_one(cost: str, count: i
     assert together.dtype == torch.int64
     assert together.shape == (count,)
     looked_at = [p for p in (0, 1, CHUNK - 1, CHUNK) if p < count]
-    assert [together[p].item() for p in looked_at] == [getattr(costs, cost)(genome_PG[p][None]).item() for p in looked_at]
+    assert [together[p].item() for p in looked_at] == [
+        getattr(costs, cost)(genome_PG[p][None]).item() for p in looked_at
+    ]
 
 
 @given(st.data(), names)
@@ -256,7 +256,26 @@ def test_the_ends_of_the_legal_range_are_budgets_and_what_lies_beyond_is_not() -
 
 @pytest.mark.parametrize(
     "text",
-    ["abc", "1M", "5T", "0.5%", "100.1%", "0", "-3", "", " ", "nan", "inf", "M", "%", "1e9", "1,2G", "1.G", "3 00M", "9" * 5000],
+    [
+        "abc",
+        "1M",
+        "5T",
+        "0.5%",
+        "100.1%",
+        "0",
+        "-3",
+        "",
+        " ",
+        "nan",
+        "inf",
+        "M",
+        "%",
+        "1e9",
+        "1,2G",
+        "1.G",
+        "3 00M",
+        "9" * 5000,
+    ],
 )
 def test_what_is_no_budget_is_refused_in_one_line_with_the_legal_range(text: str) -> None:
     with pytest.raises(UserError, match=r"^--limit .*mobilenet_v1 at 224 px has 13\.509M to 568\.74M MACs$") as error:

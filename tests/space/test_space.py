@@ -42,7 +42,8 @@ def test_a_gene_keeps_at_least_one_channel() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "genes", "convs", "last"), [("mobilenet_v1", 13, 27, 1024), ("mobilenet_v2", 25, 53, 1280), ("resnet50", 20, 53, 2048)]
+    ("name", "genes", "convs", "last"),
+    [("mobilenet_v1", 13, 27, 1024), ("mobilenet_v2", 25, 53, 1280), ("resnet50", 20, 53, 2048)],
 )
 def test_a_space_has_the_papers_genes_and_layers(name: str, genes: int, convs: int, last: int) -> None:
     # Layers: 1 + 13·2; 1 + 17·3 + 1; 1 + 16·3 + 4 projections. Genes: 13; 8 + 17; 4 + 16. The last width is fixed.
@@ -64,12 +65,14 @@ def test_only_blocks_of_mobilenet_v2_that_keep_size_and_width_have_a_shortcut() 
     # Stages of 1, 2, 3, 4, 3, 3, 1 blocks: all but the first block of each.
     space = space_of("mobilenet_v2")
     assert [conv.name for conv in space.convs if conv.shortcut] == [
-        f"stage{stage}.{block}.project" for stage, blocks in enumerate((1, 2, 3, 4, 3, 3, 1), 1) for block in range(2, blocks + 1)
+        f"stage{stage}.{block}.project"
+        for stage, blocks in enumerate((1, 2, 3, 4, 3, 3, 1), 1)
+        for block in range(2, blocks + 1)
     ]
 
 
 def test_an_unknown_architecture_is_refused_with_the_legal_ones() -> None:
-    with pytest.raises(UserError, match="'vgg'.*mobilenet_v1, mobilenet_v2, resnet50"):
+    with pytest.raises(UserError, match=r"'vgg'.*mobilenet_v1, mobilenet_v2, resnet50"):
         architecture("vgg")
 
 
@@ -114,7 +117,7 @@ def test_tied_layers_of_different_widths_are_refused() -> None:
     space = space_of("resnet50")
     widths_PL = space.widths(space.uniform_choice(30))
     widths_PL[0, space.conv_index["stage2.3.expand"]] = space.genes[2].widths[7]
-    with pytest.raises(ValueError, match="stage2.3.expand must be as wide as the other layers of gene stage2"):
+    with pytest.raises(ValueError, match=r"stage2\.3\.expand must be as wide as the other layers of gene stage2"):
         space.encode(widths_PL)
 
 

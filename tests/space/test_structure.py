@@ -44,7 +44,7 @@ def test_a_structure_states_its_cost_and_every_convolution_with_its_full_width(t
     structure = structure_of(choice=30)
     structure.save(tmp_path / "structure.json")
     content = json.loads((tmp_path / "structure.json").read_text())
-    # 568,740,352 MACs with 1000 classes (FACTS of the tests of costs), of which 1024 · 990 belong to the missing ones.
+    # 568,740,352 MACs with 1000 classes (test_costs.py), of which 1024 · 990 belong to the 990 classes missing here.
     assert content["macs"] == 568_740_352 - 1024 * 990
     assert [conv["out_channels"] for conv in content["convolutions"]] == [
         conv["full_width"] for conv in content["convolutions"]
