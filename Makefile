@@ -14,7 +14,7 @@ test: setup
 	$(RUN) -m pytest -q
 
 bench: setup
-	$(RUN) -m pytest -q --benchmark-only
+	$(RUN) -m pytest -q --benchmark-only --benchmark-columns=median,iqr,rounds
 
 lint: setup
 	$(ENV)/bin/ruff check
@@ -33,8 +33,9 @@ setup: $(ENV)/.installed
 $(ENV)/.installed: pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
 	test -x $(RUN) || $(PYTHON) -m venv $(ENV)
 	$(RUN) -m pip install -q -c constraints.txt setuptools wheel torch pybind11
-	$(RUN) -m pip install -q -c constraints.txt --no-build-isolation -v -e '.[dev]' 2>&1 | grep -E '^ *metaprune:|ERROR|error:' || true
-	$(RUN) -c 'import engine, kernels'
+	$(RUN) -m pip install -v -c constraints.txt --no-build-isolation -e '.[dev]' > $(ENV)/install.log 2>&1 \
+		|| { tail -n 20 $(ENV)/install.log; exit 1; }
+	@grep -o 'metaprune: no C++ kernels.*' $(ENV)/install.log | sort -u || true
 	touch $@
 
 clean:

@@ -10,6 +10,7 @@ the GB/s as a fraction of what copying a large tensor reaches in the same run.
 
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -29,15 +30,15 @@ LAYERS = {
 }
 
 
-def fastest(function: Callable[[], Any], repeats: int = 5) -> float:
-    """Seconds of the fastest of `repeats` calls after one to warm up."""
+def median_seconds(function: Callable[[], Any], repeats: int = 7) -> float:
+    """Median seconds of `repeats` calls after one to warm up."""
     function()
     times = []
     for _ in range(repeats):
         start = perf_counter()
         function()
         times.append(perf_counter() - start)
-    return min(times)
+    return median(times)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def copy_bandwidth() -> float:
     """Bytes per second, read and written, of copying 256 MB."""
     source = torch.ones(64 << 20)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / fastest(lambda: target.copy_(source))
+    return 2 * source.nbytes / median_seconds(lambda: target.copy_(source))
 
 
 def whole_product(basis: Tensor, bias: Tensor, codes: Tensor, crops: list[tuple[int, int]]) -> list[Tensor]:
@@ -80,9 +81,9 @@ def test_generate_weights(benchmark: Any, copy_bandwidth: float, layer: str, cou
         for actual, expected in zip(unpacked, baseline(basis, bias, codes, crops), strict=True):
             torch.testing.assert_close(actual.flatten(2), expected, atol=tolerance, rtol=tolerance)
 
-    best = min(fastest(partial(baseline, basis, bias, codes, crops)) for baseline in baselines)
+    best = min(median_seconds(partial(baseline, basis, bias, codes, crops)) for baseline in baselines)
     benchmark(run)
-    seconds = benchmark.stats.stats.min
+    seconds = benchmark.stats.stats.median
     rows_out = sum(o * i for o, i in crops) * taps
     rows_in = max(o for o, _ in crops) * max(i for _, i in crops) * taps
     rate = (rows_in * (hidden + 1) + rows_out) * basis.element_size() / seconds

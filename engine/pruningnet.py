@@ -76,13 +76,9 @@ class PruningNet(nn.Module):
     @torch.no_grad()
     def _reset(self, generator: torch.Generator | None) -> None:
         for layer in map(self.layer, range(len(self.generators))):
-            hidden = layer.basis.shape[-1]
-            for parameters, fan_in in ((layer.fc1, len(layer.fc1.weight[0])), (layer, hidden)):
-                for parameter in parameters.parameters(recurse=False):
-                    parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
-        bound = 1 / math.sqrt(self.classifier.in_features)
-        for parameter in self.classifier.parameters():
-            parameter.uniform_(-bound, bound, generator=generator)
+            _draw(layer.fc1, layer.fc1.in_features, generator)
+            _draw(layer, layer.basis.shape[-1], generator)
+        _draw(self.classifier, self.classifier.in_features, generator)
 
     def layer(self, index: int) -> WeightGenerator:
         """The generator of one convolution."""
@@ -119,7 +115,6 @@ class PruningNet(nn.Module):
 
     def _run(self, images_NCHW: Tensor, weights: Sequence[Tensor]) -> Tensor:
         tensors = {IMAGE: images_NCHW}
-        x = images_NCHW
         for conv, weight in zip(self.space.convs, weights, strict=True):
             x = tensors[conv.source]
             groups = len(weight) if conv.depthwise else 1
@@ -131,8 +126,15 @@ class PruningNet(nn.Module):
             if conv.max_pool:
                 x = F.max_pool2d(x, 3, stride=2, padding=1)
             tensors[conv.name] = x
-        features = x.mean(dim=(2, 3))
+        features = tensors[self.space.convs[-1].name].mean(dim=(2, 3))
         return F.linear(features, self.classifier.weight[:, : features.shape[1]], self.classifier.bias)
+
+
+def _draw(module: nn.Module, fan_in: int, generator: torch.Generator | None) -> None:
+    """Uniform in ±1/√fan_in, from a CPU generator, so that every device starts from the same weights."""
+    bound = 1 / math.sqrt(fan_in)
+    for parameter in module.parameters(recurse=False):
+        parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

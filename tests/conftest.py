@@ -1,6 +1,20 @@
-"""Hypothesis: few, unhurried examples, the same ones every time."""
+"""Few, unhurried hypothesis examples, the same ones every time; benchmarks chosen by option, not listed as skipped."""
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("metaprune", max_examples=30, deadline=None, derandomize=True)
 settings.load_profile("metaprune")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A plain run leaves benchmarks out; ``--benchmark-only`` leaves tests out."""
+    only = config.getoption("benchmark_only")
+    if not only and not config.getoption("benchmark_skip"):
+        return
+    kept, left_out = [], []
+    for item in items:
+        is_benchmark = "benchmark" in getattr(item, "fixturenames", ())
+        (kept if is_benchmark == only else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept

@@ -82,6 +82,7 @@ def run_command(main: Callable[[Config], None], config: type[Config], arguments:
     except (UserError, backends.BackendError) as error:
         return _fail(2, str(error), debug)
     except Interrupted as stop:
+        print("stopped; everything done so far is saved: the same command with --resume goes on", file=sys.stderr)
         return stop.status
     except KeyboardInterrupt:
         return _fail(130, "interrupted", debug)
