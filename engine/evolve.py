@@ -10,16 +10,12 @@ Needs a PruningNet from ``engine.metatrain``. Writes to its output folder
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import shlex
 import sys
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -27,9 +23,8 @@ from torch import Tensor
 
 from engine import population
 from engine.errors import UserError
-from engine.evolution import Origin, SearchSettings, SearchState, ask, initial_state, ranking, tell
-from engine.files import read_json, sha256_json, write_atomically
-from engine.metatrain import DEFAULT_RUN
+from engine.evolution import SearchSettings, SearchState, ask, initial_state, ranking, tell
+from engine.metatrain import DEFAULT_RUN, run_option
 from engine.population import ScoringImages
 from engine.pruningnet import PruningNet
 from engine.run import directory
@@ -37,6 +32,7 @@ from engine.run.command import Interruption, Options, run_command, use_device
 from engine.run.opened import PruningNetRun, open_run
 from engine.run.options import require_at_least
 from engine.run.scores import ScoreCache
+from engine.run.search_state import Identity, load_state, save_state
 from engine.run.training import keep_freed_memory
 from engine.space.costs import (
     DEFAULT_RESOLUTION,
@@ -49,7 +45,6 @@ from engine.space.costs import (
 )
 from engine.space.structure import Structure, make_structure
 
-STATE_SCHEMA = "metaprune.search/1"
 PAPER = SearchSettings()
 
 
@@ -93,6 +88,21 @@ class Evolve(Options):
     """Replace the search in the output folder."""
 
 
+@dataclass(frozen=True)
+class Search:
+    """What stays the same throughout one search. ``identity`` says what its scores belong to."""
+
+    settings: SearchSettings
+    costs: CostModel
+    budget: int
+    run: PruningNetRun
+    net: PruningNet
+    images: ScoringImages
+    cache: ScoreCache
+    out: Path
+    identity: Identity
+
+
 def main(options: Evolve) -> None:
     """Run the command."""
     console = Console(file=sys.stderr)
@@ -112,29 +122,28 @@ def main(options: Evolve) -> None:
     if run.steps_left:
         console.print(f"note: this PruningNet is not finished; {run.steps_left} steps of its training are missing")
 
-    identity = {"pruningnet": run.digest, "splits": data.splits.digest, "budget": budget}
-    if options.resume:
-        state = load_state(out / "state.json", identity, len(costs.space.genes), device)
-    else:
+    scored_by: Identity = {"pruningnet": run.digest, "splits": data.splits.digest}
+    scored_how: Identity = {
+        "calibration": len(images.calibration_NCHW), "device": device.type, "backend": options.backend
+    }  # fmt: skip
+    identity = {**scored_by, "budget": budget}
+    state = load_state(out, identity, device) if options.resume else None
+    if not options.resume:
         directory.start_output(out, options, identity)
-        state = initial_state(len(costs.space.genes), options.seed, device)
-    scoring: dict[str, str | int] = {
-        "calibration": len(images.calibration_NCHW),
-        "device": device.type,
-        "backend": options.backend,
-    }
-    cache = ScoreCache(run.folder, {"pruningnet": run.digest, "splits": data.splits.digest, **scoring})
-    state = _search(state, settings, costs, budget, net, images, cache, out, identity, console)
+    cache = ScoreCache(run.folder, {**scored_by, **scored_how})
+    search = Search(settings, costs, budget, run, net, images, cache, out, identity)
+    state = _generations(search, state or initial_state(len(costs.space.genes), options.seed, device), console)
 
-    uniform = uniform_genome(costs, budget)
-    best = state.genome_VG[ranking(state.correct, state.loss)[:1]]
+    best_1G = state.genome_VG[ranking(state.correct, state.loss)[:1]]
     structures = {
-        name: _structure(genome_1G, costs, run, images, cache, net, data.preprocessing.to_dict())
-        for name, genome_1G in (("structure", best), ("uniform", uniform))
+        "structure": _structure(search, best_1G),
+        "uniform": _structure(search, uniform_genome(costs, budget)),
     }
     for name, structure in structures.items():
         structure.save(out / f"{name}.json")
     _print_result(structures, budget, out)
+    found = shlex.quote(str(out / "structure.json"))
+    print(f"next: python -m engine.retrain --structure {found}{run_option(options.run)}")
 
 
 def _settings(options: Evolve) -> SearchSettings:
@@ -151,32 +160,29 @@ def _settings(options: Evolve) -> SearchSettings:
     return settings
 
 
-def _search(
-    state: SearchState, settings: SearchSettings, costs: CostModel, budget: int, net: PruningNet,
-    images: ScoringImages, cache: ScoreCache, out: Path, identity: dict[str, Any], console: Console,
-) -> SearchState:  # fmt: skip
+def _generations(search: Search, state: SearchState, console: Console) -> SearchState:
     """Ask, score, tell and save until all generations are done or the space has no new structure to offer."""
+    generations, population_size = search.settings.generations, search.settings.population
+    images = len(search.images.subset)
     with Interruption() as interruption, _progress(console) as progress:
-        task = progress.add_task("", total=settings.generations * settings.population, status="", speed="")
-        progress.update(task, completed=state.generation * settings.population)
-        while state.generation < settings.generations:
-            state = ask(state, settings, costs, budget)
-            pending, began = state.pending, time.monotonic()
+        task = progress.add_task("", total=generations * population_size, speed="")
+        while state.generation < generations:
+            progress.update(task, completed=state.generation * population_size)
+            state = ask(state, search.settings, search.costs, search.budget)
+            pending, began, scored = state.pending, time.monotonic(), 0
             if not len(pending):
                 console.print("note: every structure within the budget has been scored")
                 break
-            scored = 0
-            for count in cache.score_missing(net, pending, images):
+            for count in search.cache.score_missing(search.net, pending, search.images):
                 scored += count
                 progress.update(task, advance=count, speed=f"{scored / (time.monotonic() - began):.2f}")
                 interruption.stop_if_asked()
-            state = tell(state, *cache.lookup(pending))
-            progress.update(task, completed=state.generation * settings.population)
-            _save(state, costs, images, out, identity)
+            state = tell(state, *search.cache.lookup(pending))
+            save_state(search.out, state, search.costs, images, search.identity)
             best, median = _best_and_median(state, len(pending))
             progress.console.print(
-                f"generation {state.generation}/{settings.generations}  best {100 * best / len(images.subset):.1f} %  "
-                f"median {100 * median / len(images.subset):.1f} %  "
+                f"generation {state.generation}/{generations}  best {100 * best / images:.1f} %  "
+                f"median {100 * median / images:.1f} %  "
                 f"{scored / max(time.monotonic() - began, 1e-9):.2f} candidates/s ({len(pending) - scored} from cache)",
                 highlight=False,
             )
@@ -190,69 +196,12 @@ def _best_and_median(state: SearchState, last: int) -> tuple[int, float]:
     return int(best), float(state.correct[-last:].double().quantile(0.5))
 
 
-def _save(state: SearchState, costs: CostModel, images: ScoringImages, out: Path, identity: dict[str, Any]) -> None:
-    """Write ``candidates.csv`` and ``state.json``: the search can go on from here."""
-    columns = {
-        "generation": state.generation_V.tolist(),
-        "origin": [Origin(origin).name.lower() for origin in state.origin_V.tolist()],
-        "correct": state.correct.tolist(),
-        "images": [len(images.subset)] * len(state.correct),
-        "loss": state.loss.tolist(),
-        "macs": costs.macs(state.genome_VG).tolist(),
-        "parameters": costs.parameters(state.genome_VG).tolist(),
-        "peak_activation_bytes": costs.peak_activation_bytes(state.genome_VG).tolist(),
-        "genome": [" ".join(map(str, row)) for row in state.genome_VG.tolist()],
-    }
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    write_atomically(out / "candidates.csv", table.getvalue())
-    content = {
-        "schema": STATE_SCHEMA,
-        **identity,
-        "seed": state.seed,
-        "generation": state.generation,
-        "genomes": state.genome_VG.tolist(),
-        "origins": state.origin_V.tolist(),
-        "generations": state.generation_V.tolist(),
-        "correct": state.correct.tolist(),
-        "loss": state.loss.tolist(),
-    }
-    write_atomically(out / "state.json", json.dumps({**content, "digest": sha256_json(content)}) + "\n")
-
-
-def load_state(path: Path, identity: dict[str, Any], genes: int, device: torch.device) -> SearchState:
-    """Read and verify ``state.json``; a search stopped before its first generation has none and starts anew."""
-    if not path.exists():
-        seed = directory.read_config(path.parent)["options"]["seed"]
-        return initial_state(genes, seed, device)
-    content = read_json(path, "search state")
-    digest = content.pop("digest", None)
-    if content.get("schema") != STATE_SCHEMA or digest != sha256_json(content):
-        raise UserError(f"{path} is damaged or of another version: start the search anew with --overwrite")
-    for name, value in identity.items():
-        if content[name] != value:
-            raise UserError(f"{path} is of another {name}: start the search anew with --overwrite")
-    integers = {name: torch.tensor(content[name], device=device) for name in ("origins", "generations", "correct")}
-    return SearchState(
-        seed=content["seed"],
-        generation=content["generation"],
-        genome_VG=torch.tensor(content["genomes"], device=device),
-        origin_V=integers["origins"],
-        generation_V=integers["generations"],
-        correct=integers["correct"],
-        loss=torch.tensor(content["loss"], dtype=torch.float64, device=device),
-    )
-
-
-def _structure(
-    genome_1G: Tensor, costs: CostModel, run: PruningNetRun, images: ScoringImages, cache: ScoreCache,
-    net: PruningNet, preprocessing: dict[str, Any],
-) -> Structure:  # fmt: skip
-    for _ in cache.score_missing(net, genome_1G, images):
+def _structure(search: Search, genome_1G: Tensor) -> Structure:
+    """One structure with its score, taken from the cache or computed now."""
+    for _ in search.cache.score_missing(search.net, genome_1G, search.images):
         pass
-    correct, loss = cache.lookup(genome_1G)
+    correct, loss = search.cache.lookup(genome_1G)
+    images = search.images
     score = {
         "correct": int(correct),
         "images": len(images.subset),
@@ -262,8 +211,9 @@ def _structure(
         "method": "top-1 with generated weights, BatchNorm calibrated for the structure; no fine-tuning",
     }
     return make_structure(
-        costs, genome_1G[0], images.preprocessing.resolution, score=score, preprocessing=preprocessing,
-        pruningnet=run.digest, splits=run.checkpoint.manifest["splits"],
+        search.costs, genome_1G[0], images.preprocessing.resolution, score=score,
+        preprocessing=images.preprocessing.to_dict(), pruningnet=search.run.digest,
+        splits=search.run.checkpoint.manifest["splits"],
     )  # fmt: skip
 
 
@@ -281,7 +231,6 @@ def _print_result(structures: dict[str, Structure], budget: int, out: Path) -> N
             str(out / f"{name}.json"),
         )
     Console().print(table)
-    print(f"next: python -m engine.retrain --structure {out / 'structure.json'}")
 
 
 def _progress(console: Console) -> Progress:

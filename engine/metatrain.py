@@ -10,6 +10,7 @@ section 3.2). The accuracy shown is true: BatchNorm is calibrated for every stru
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,11 @@ def default_run(architecture: str, data: str) -> Path:
     return RUNS / f"{architecture}-{Path(data).name or 'data'}"
 
 
+def run_option(run: Path) -> str:
+    """What a suggested command needs to find this run."""
+    return "" if run == DEFAULT_RUN else f" --run {shlex.quote(str(run))}"
+
+
 def main(options: Metatrain) -> None:
     """Run the command."""
     console = Console(file=sys.stderr)
@@ -76,7 +82,9 @@ def main(options: Metatrain) -> None:
     options.check()
     require_at_least(options, {"structures": 1, "hidden": 1, "calibration_images": 1})
     device = use_device(options.device, options.backend)
-    splits = Splits.load(out / "splits.json") if options.resume else None
+    # A run killed before it wrote them has none; the seed makes the same ones again.
+    stored = options.resume and (out / "splits.json").exists()
+    splits = Splits.load(out / "splits.json") if stored else None
     data = open_data(options.data, resolution=options.resolution, device=device, splits=splits, seed=options.seed)
     space = chosen.build(len(data.classes))
     space.check_resolution(data.preprocessing.resolution)
@@ -86,7 +94,7 @@ def main(options: Metatrain) -> None:
     if not options.resume:
         resolved = {**dataclasses.asdict(training.recipe), "steps": training.steps}
         directory.start_output(out, options, {**resolved, "resolution": data.preprocessing.resolution})
-        data.splits.save(out / "splits.json")
+    data.splits.save(out / "splits.json")
     console.print(
         f"PruningNet of {space.architecture}: {count_parameters(space, options.hidden) / 1e6:.1f} M parameters; "
         f"{len(training.images)} images, {len(data.classes)} classes, {training.steps} steps on {device}",
@@ -94,7 +102,7 @@ def main(options: Metatrain) -> None:
     )
     checkpoint = train(training, console)
     print(f"PruningNet: {checkpoint.folder}")
-    print(f"next: python -m engine.evolve --flops 50%{'' if options.out is None else f' --run {out}'}")
+    print(f"next: python -m engine.evolve --flops 50%{run_option(out)}")
 
 
 def _training(options: Metatrain, out: Path, space: Space, data: Data, paper: Recipe) -> Training:

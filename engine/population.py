@@ -26,11 +26,14 @@ import kernels
 from engine.data import Data, ImageSet, Preprocessing
 from engine.pruningnet import NORM_EPSILON, PruningNet
 from engine.space import IMAGE, Gene, Space, max_width
+from engine.space.costs import cost_model
 from kernels import layout
 
-# Sub-validation images run at once, and genomes per pass. Both are constants, so that a score is reproducible.
+# Sub-validation images run at once: a constant, so that a score is reproducible.
 IMAGE_CHUNK = 500
+# Genomes per pass at most, and bytes of activations their calibration may take together. Scores depend on neither.
 GENOMES_PER_PASS = 8
+PASS_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,17 @@ def score_passes(net: PruningNet, genome_PG: Tensor, images: ScoringImages) -> I
     """Score a population a few genomes at a time: their positions in it, and their scores."""
     # Neighbours in lexicographic order share the longest prefixes.
     order = torch.unique(genome_PG, dim=0, return_inverse=True)[1].argsort(stable=True)
-    for members in order.split(GENOMES_PER_PASS):
+    for members in order.split(genomes_per_pass(net.space, images)):
         yield members, _score_pass(net, genome_PG[members], images)
+
+
+def genomes_per_pass(space: Space, images: ScoringImages) -> int:
+    """As many genomes as calibrate within `PASS_BYTES` if all were full networks; at least one."""
+    full = space.uniform_choice(space.choices - 1)
+    per_image = int(cost_model(space, images.preprocessing.resolution).peak_activation_bytes(full))
+    # A convolution's output is there twice: raw, and normalised.
+    per_genome = 2 * per_image * len(images.calibration_NCHW)
+    return max(1, min(GENOMES_PER_PASS, PASS_BYTES // per_genome))
 
 
 @torch.no_grad()

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 import engine.population
 from engine.data import ImageSet, Preprocessing, open_data
-from engine.population import Scores, ScoringImages, plan, score, score_passes, scoring_images
+from engine.population import Scores, ScoringImages, genomes_per_pass, plan, score, score_passes, scoring_images
 from engine.pruned import ConvBlock, PrunedNet
 from engine.pruningnet import PruningNet
 from engine.space import IMAGE, Gene, Space
+from engine.space.costs import cost_model
 from engine.space.structure import convolutions
 from kernels import backends
 
@@ -256,3 +257,13 @@ def test_genomes_that_differ_in_the_last_gene_alone_share_all_but_the_last_layer
     genome_PG[:, -1] = torch.arange(4)
     # The last gene is the output of block 12: its weights, and those of block 13, depend on it.
     assert [len(instances.genome_SG) for instances in plan(space, genome_PG)] == [1] * 23 + [4] * 4
+
+
+def test_a_pass_takes_fewer_genomes_where_calibration_takes_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    space, images = space_of("mobilenet_v1", 6), images_of(6)
+    assert genomes_per_pass(space, images) == engine.population.GENOMES_PER_PASS
+    monkeypatch.setattr(engine.population, "PASS_BYTES", 1)
+    assert genomes_per_pass(space, images) == 1
+    peak = int(cost_model(space, 40).peak_activation_bytes(space.uniform_choice(30)))
+    monkeypatch.setattr(engine.population, "PASS_BYTES", 3 * 2 * 12 * peak)
+    assert genomes_per_pass(space, images) == 3

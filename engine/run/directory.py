@@ -43,7 +43,11 @@ def check_output(out: Path, resume: bool, overwrite: bool) -> None:
 def start_output(out: Path, options: Any, resolved: dict[str, Any]) -> None:
     """Empty ``out`` and write ``config.toml``. Call it after everything that can be refused was checked."""
     if out.exists():
-        shutil.rmtree(out)
+        # Renamed first: a crash must not leave half a run under this name.
+        replaced = out.with_name(f".{out.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        out.rename(replaced)
+        shutil.rmtree(replaced)
     given = {
         k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in FREE and v is not None
     }

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from engine.data import Data, ImageSet, augment, index_batches
+from engine.errors import UserError
 from engine.random import stream_key
 from engine.run.checkpoint import (
     Checkpoint,
@@ -93,6 +94,7 @@ def train(training: Training, console: Console) -> Checkpoint:
     )
     latest = load_checkpoint(training.checkpoints)
     if latest is not None:
+        _check_provenance(training, latest)
         restore(training.module, latest.tensors(WEIGHTS), latest.folder)
         if latest.step == training.steps:
             return latest
@@ -135,6 +137,13 @@ def train(training: Training, console: Console) -> Checkpoint:
         final = save(training.steps)
     log.close()
     return final
+
+
+def _check_provenance(training: Training, latest: Checkpoint) -> None:
+    """Raise `UserError` unless a checkpoint is of the same network, images and preprocessing as this training."""
+    for name, value in training.manifest.items():
+        if latest.manifest.get(name) != value:
+            raise UserError(f"{latest.folder} was trained with another {name}: restore what it was, or start anew")
 
 
 def _step(training: Training, optimizer: torch.optim.SGD, images: Tensor, labels: Tensor, step: int) -> float:

@@ -88,6 +88,21 @@ def test_resuming_with_another_option_is_refused(copied: Path, error_line: Error
     assert "--lr 0.5" in error_line()
 
 
+def test_a_run_killed_before_its_splits_were_written_makes_the_same_ones(copied: Path, trained: Path) -> None:
+    (copied / "splits.json").unlink()
+    assert run("metatrain", "--out", copied, "--resume") == 0
+    assert (copied / "splits.json").read_bytes() == (trained / "splits.json").read_bytes()
+
+
+def test_resuming_with_other_splits_than_the_checkpoint_is_refused(
+    copied: Path, tmp_path: Path, error_line: ErrorLine
+) -> None:
+    assert run("metatrain", "--out", tmp_path / "other", *TINY_NET, "--seed", "5") == 0
+    (copied / "splits.json").write_bytes((tmp_path / "other/splits.json").read_bytes())
+    assert run("metatrain", "--out", copied, "--resume") == 2
+    assert "another splits" in error_line()
+
+
 def test_only_the_last_two_checkpoints_are_kept(uninterrupted: Path) -> None:
     steps = [path.name for path in (uninterrupted / "checkpoints").iterdir()]
     assert f"step-{STEPS:08d}" in steps
