@@ -75,7 +75,7 @@ def main(options: Demo) -> None:
         ("trained networks", f"{trained['best']}, {trained['uniform']}"),
     ):
         console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
-    console.print(f"{(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
+    console.print(f"{(time.monotonic() - began) / 60:.1f} minutes", highlight=False, soft_wrap=True)
 
 
 def _command(name: str, *arguments: str) -> None:

@@ -185,6 +185,7 @@ def _generations(search: Search, state: SearchState, console: Console) -> Search
                 f"median {100 * median / images:.1f} %  "
                 f"{scored / max(time.monotonic() - began, 1e-9):.2f} candidates/s ({len(pending) - scored} from cache)",
                 highlight=False,
+                soft_wrap=True,
             )
             interruption.stop_if_asked()
     return state

@@ -79,9 +79,9 @@ def show_space(console: Console, space: Space, resolution: int) -> None:
         ],
     }
     for name, (least, greatest) in quantities.items():
-        console.print(f"{name}: {least} to {greatest}", highlight=False)
-    console.print(f"structures: {space.choices}^{len(space.genes)}", highlight=False)
-    console.print(f"PruningNet: {count_parameters(space) / 1e6:.1f} M parameters", highlight=False)
+        console.print(f"{name}: {least} to {greatest}", highlight=False, soft_wrap=True)
+    console.print(f"structures: {space.choices}^{len(space.genes)}", highlight=False, soft_wrap=True)
+    console.print(f"PruningNet: {count_parameters(space) / 1e6:.1f} M parameters", highlight=False, soft_wrap=True)
 
 
 def show_structure(console: Console, structure: Structure) -> None:
@@ -105,12 +105,14 @@ def show_structure(console: Console, structure: Structure) -> None:
         f"{format_count(structure.macs)} MACs at {structure.flops_resolution} px ({structure.flops_convention}), "
         f"{format_count(structure.parameters)} parameters",
         highlight=False,
+        soft_wrap=True,
     )
     if structure.score:
         score = structure.score
         console.print(
             f"score: {score['correct']}/{score['images']} on {score['split']}; {score['method']}",
             highlight=False,
+            soft_wrap=True,
         )
 
 
@@ -124,12 +126,16 @@ def show_run(console: Console, folder: Path) -> None:
     if (folder / "checkpoints").is_dir() and (folder / "splits.json").is_file():
         run = open_run(folder)
         manifest = run.checkpoint.manifest
-        console.print(f"step {run.checkpoint.step} of {manifest['steps']}; PruningNet {run.digest}", highlight=False)
+        console.print(
+            f"step {run.checkpoint.step} of {manifest['steps']}; PruningNet {run.digest}",
+            highlight=False,
+            soft_wrap=True,
+        )
     metrics = folder / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     if lines:
         last = json.loads(lines[-1])
-        console.print("  ".join(f"{name} {value:g}" for name, value in last.items()), highlight=False)
+        console.print("  ".join(f"{name} {value:g}" for name, value in last.items()), highlight=False, soft_wrap=True)
     for path in sorted([*folder.rglob("structure.json"), *folder.rglob("result.json")]):
         console.print(str(path), highlight=False, soft_wrap=True)
 

@@ -99,6 +99,7 @@ def main(options: Metatrain) -> None:
         f"PruningNet of {space.architecture}: {count_parameters(space, options.hidden) / 1e6:.1f} M parameters; "
         f"{len(training.images)} images, {len(data.classes)} classes, {training.steps} steps on {device}",
         highlight=False,
+        soft_wrap=True,
     )
     checkpoint = train(training, console)
     print(f"PruningNet: {checkpoint.folder}")

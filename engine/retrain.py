@@ -87,6 +87,7 @@ def main(options: Retrain) -> None:
         f"{format_count(structure.parameters)} parameters; "
         f"{len(training.images)} images, {training.steps} steps on {device}",
         highlight=False,
+        soft_wrap=True,
     )
     checkpoint = train(training, console)
     restore(training.module, checkpoint.tensors(WEIGHTS), checkpoint.folder)

@@ -77,7 +77,7 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; ``from_dict`` restores an equal object."""
-        return dataclasses.asdict(self)
+        return _plain(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -110,7 +110,7 @@ class Augmentation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; ``from_dict`` restores an equal object."""
-        return dataclasses.asdict(self)
+        return _plain(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -163,6 +163,11 @@ def _are_numbers(values: object, count: int) -> bool:
         and len(values) == count
         and all(type(value) in (int, float) and math.isfinite(value) for value in values)
     )
+
+
+def _plain(values: Preprocessing | Augmentation) -> dict[str, Any]:
+    """Return the fields with tuples as lists, as they come back from a JSON file."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(values).items()}
 
 
 def _fields_of(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:

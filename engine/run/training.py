@@ -129,7 +129,9 @@ def train(training: Training, console: Console) -> Checkpoint:
                 accuracies = training.validate()
                 log.write(done, accuracies)
                 shown = "  ".join(f"{name} {value:.1f} %" for name, value in accuracies.items())
-                progress.console.print(f"step {done}/{training.steps}  loss {loss:.3f}  {shown}", highlight=False)
+                progress.console.print(
+                    f"step {done}/{training.steps}  loss {loss:.3f}  {shown}", highlight=False, soft_wrap=True
+                )
             if done < training.steps:
                 interruption.stop_if_asked(lambda done=done: save(done))  # type: ignore[misc]
                 if clock.due():

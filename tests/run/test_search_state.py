@@ -12,11 +12,11 @@ from structures import tiny_space
 
 from engine.errors import UserError
 from engine.evolution import SearchSettings, SearchState, ask, initial_state, tell
-from engine.run.search_state import load_state, save_state
+from engine.run.search_state import Identity, load_state, save_state
 from engine.space.costs import CostModel, cost_model
 
 CPU = torch.device("cpu")
-IDENTITY = {"pruningnet": "a" * 64, "splits": "b" * 64, "budget": 10**9}
+IDENTITY: Identity = {"pruningnet": "a" * 64, "splits": "b" * 64, "budget": 10**9}
 
 
 @pytest.fixture
