@@ -15,6 +15,8 @@ import pytest
 from small_runs import TINY_NET, TINY_SEARCH, ErrorLine, run, start
 
 from engine.files import sha256_file
+from engine.space import architecture
+from engine.space.costs import cost_model
 from engine.space.structure import load_structure
 
 # What the README shows, ten lines, without this engine; then the check.
@@ -64,6 +66,15 @@ def test_the_baselines_are_the_uniform_and_the_full_network(trained: Path, tmp_p
     assert max(uniform.genome) - min(uniform.genome) <= 1
     # One step of the ladder of uniform structures is under 2 % of the budget here.
     assert 147_000_000 < uniform.macs <= 150_000_000
+
+
+def test_macs_are_counted_at_the_resolution_of_deployment(trained: Path, tmp_path: Path) -> None:
+    arguments = ("--run", trained, "--uniform", "50%", "--flops-resolution", "64", "--steps", "1", "--batch", "8")
+    assert run("retrain", *arguments, "--out", tmp_path / "net") == 0
+    result = json.loads((tmp_path / "net/result.json").read_text())
+    full = cost_model(architecture("mobilenet_v1").build(10), 64).legal_range()[1]
+    assert result["macs_resolution"] == 64
+    assert 0.48 * full < result["macs"] <= 0.5 * full
 
 
 def test_a_killed_training_resumes_bit_for_bit(trained: Path, tmp_path: Path) -> None:
