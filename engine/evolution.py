@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.random import random_bits, random_integers, random_uniform, stream_key
+from engine.rows import group_rows
 from engine.space.costs import CostModel
 
 # Proposals per genome wanted, and rounds of proposals before a generation is filled up by other means.
@@ -192,8 +193,6 @@ class _Proposals:
 
 def _is_first(visited_VG: Tensor, genome_KG: Tensor) -> Tensor:
     """Which of K genomes appear neither among the visited ones nor earlier among the K, bool ``[K]``."""
-    everything = torch.cat([visited_VG, genome_KG])
-    _, group = torch.unique(everything, dim=0, return_inverse=True)
-    order = torch.arange(len(everything), device=everything.device)
-    first = torch.full_like(order, len(order)).scatter_reduce(0, group, order, "amin")
+    group, first = group_rows(torch.cat([visited_VG, genome_KG]))
+    order = torch.arange(len(group), device=group.device)
     return (first[group] == order)[len(visited_VG) :]

@@ -25,6 +25,7 @@ from torch import Tensor
 import kernels
 from engine.data import Data, ImageSet, Preprocessing
 from engine.pruningnet import NORM_EPSILON, PruningNet
+from engine.rows import group_rows
 from engine.space import IMAGE, Gene, Space, max_width
 from engine.space.costs import cost_model
 from kernels import layout
@@ -51,14 +52,17 @@ class Instances:
 
 
 @dataclass(frozen=True)
-class FoldedLayer:
-    """Weights of one layer's instances with their BatchNorm folded in, and the biases this leaves ``[S, O]``."""
+class Layer:
+    """Packed weights of one layer's instances.
+
+    ``bias_SO`` ``[S, O]`` is what folding BatchNorm into the weights leaves; None before they are folded.
+    """
 
     instances: Instances
     cin_S: Tensor
     cout_S: Tensor
     weight: Tensor
-    bias_SO: Tensor
+    bias_SO: Tensor | None = None
 
     @property
     def identity_S(self) -> Tensor:
@@ -113,10 +117,7 @@ def plan(space: Space, genome_PG: Tensor) -> list[Instances]:
     for conv in space.convs:
         genes |= {width for width in (conv.cin, conv.cout, *conv.context) if isinstance(width, Gene)}
         columns = sorted(space.gene_index[gene] for gene in genes)
-        _, instance_P = torch.unique(genome_PG[:, columns], dim=0, return_inverse=True)
-        order = torch.arange(len(genome_PG), device=genome_PG.device)
-        count = int(instance_P.max()) + 1
-        first_S = order.new_full((count,), len(order)).scatter_reduce(0, instance_P, order, "amin")
+        instance_P, first_S = group_rows(genome_PG[:, columns])
         source_S = instance_of[conv.source][first_S].int()
         shortcut_S = None if conv.shortcut is None else instance_of[conv.shortcut][first_S].int()
         layers.append(Instances(genome_PG[first_S], source_S, shortcut_S, instance_P))
@@ -136,7 +137,7 @@ def score(net: PruningNet, genome_PG: Tensor, images: ScoringImages) -> Scores:
 def score_passes(net: PruningNet, genome_PG: Tensor, images: ScoringImages) -> Iterator[tuple[Tensor, Scores]]:
     """Score a population a few genomes at a time: their positions in it, and their scores."""
     # Neighbours in lexicographic order share the longest prefixes.
-    order = torch.unique(genome_PG, dim=0, return_inverse=True)[1].argsort(stable=True)
+    order = group_rows(genome_PG)[0].argsort(stable=True)
     for members in order.split(genomes_per_pass(net.space, images)):
         yield members, _score_pass(net, genome_PG[members], images)
 
@@ -173,7 +174,7 @@ def _score_pass(net: PruningNet, genome_PG: Tensor, images: ScoringImages) -> Sc
     return Scores(correct_S[instance_P], loss_S[instance_P] / count, count)
 
 
-def _calibrate(net: PruningNet, layers: list[Instances], images_NCHW: Tensor) -> list[FoldedLayer]:
+def _calibrate(net: PruningNet, layers: list[Instances], images_NCHW: Tensor) -> list[Layer]:
     """Steps 1 and 2: the layers, with the statistics of these images folded in."""
     folded = []
     run = _Activations(net.space, images_NCHW)
@@ -182,8 +183,8 @@ def _calibrate(net: PruningNet, layers: list[Instances], images_NCHW: Tensor) ->
         widths_SG = net.space.gene_widths(instances.genome_SG).int()
         cin_S, cout_S = (net.space.width_of(width, widths_SG) for width in (conv.cin, conv.cout))
         codes_SH = net.codes(index, instances.genome_SG)
-        raw = FoldedLayer(instances, cin_S, cout_S, generator(codes_SH, cin_S, cout_S), torch.empty(0))
-        output, sums = run.convolve(index, raw, calibrating=True)
+        raw = Layer(instances, cin_S, cout_S, generator(codes_SH, cin_S, cout_S))
+        output, sums = run.convolve(index, raw)
         pixels = run.output_pixels(index)
         mean_SO = sums[:, 0] / pixels
         variance_SO = (sums[:, 1] / pixels - mean_SO**2).clamp(min=0)
@@ -192,15 +193,15 @@ def _calibrate(net: PruningNet, layers: list[Instances], images_NCHW: Tensor) ->
         scale_SO = scale_SO.to(codes_SH.dtype)
         run.normalise(index, raw, output, scale_SO, shift_SO)
         weight = generator(codes_SH, cin_S, cout_S, scale_SO=scale_SO)
-        folded.append(FoldedLayer(instances, cin_S, cout_S, weight, shift_SO))
+        folded.append(Layer(instances, cin_S, cout_S, weight, shift_SO))
     return folded
 
 
-def _run_folded(space: Space, layers: list[FoldedLayer], images_NCHW: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+def _run_folded(space: Space, layers: list[Layer], images_NCHW: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     """Step 3 up to the classifier: the last feature maps of all instances and their shape."""
     run = _Activations(space, images_NCHW)
     for index, layer in enumerate(layers):
-        output, _ = run.convolve(index, layer, calibrating=False)
+        output, _ = run.convolve(index, layer)
         run.store(index, layer, output)
     return run.tensors[space.convs[-1].name], run.images[space.convs[-1].name]
 
@@ -220,27 +221,27 @@ class _Activations:
         n, height, width = self._convolved(index)
         return n * height * width
 
-    def convolve(self, index: int, layer: FoldedLayer, calibrating: bool) -> tuple[Tensor, Tensor]:
-        """The raw convolution with its sums when calibrating; else the whole layer with its folded epilogue."""
+    def convolve(self, index: int, layer: Layer) -> tuple[Tensor, Tensor]:
+        """The raw convolution with its sums if the layer is not folded; else all of it, with its epilogue."""
         conv = self.space.convs[index]
         x, instances = self.tensors[conv.source], layer.instances
-        bias_SO = None if calibrating else layer.bias_SO
+        calibrating = layer.bias_SO is None
         image = self.images[conv.source]
         activation = "none" if calibrating else conv.activation
         if conv.depthwise:
             return kernels.ragged_depthwise(
                 x, layer.weight, layer.cout_S, instances.source_S, image=image, kernel=conv.kernel, stride=conv.stride,
-                max_channels=max_width(conv.cout), bias_SC=bias_SO, activation=activation, statistics=calibrating,
+                max_channels=max_width(conv.cout), bias_SC=layer.bias_SO, activation=activation, statistics=calibrating,
             )  # fmt: skip
-        added = conv.shortcut if not calibrating else None
+        added = None if calibrating else conv.shortcut
         return kernels.ragged_conv(
             x, layer.weight, layer.cin_S, layer.cout_S, instances.source_S, image=image, kernel=conv.kernel,
-            stride=conv.stride, max_cin=max_width(conv.cin), max_cout=max_width(conv.cout), bias_SO=bias_SO,
+            stride=conv.stride, max_cin=max_width(conv.cin), max_cout=max_width(conv.cout), bias_SO=layer.bias_SO,
             activation=activation, statistics=calibrating, shortcut=None if added is None else self.tensors[added],
             shortcut_source_S=None if added is None else instances.shortcut_S,
         )  # fmt: skip
 
-    def normalise(self, index: int, layer: FoldedLayer, output: Tensor, scale_SO: Tensor, shift_SO: Tensor) -> None:
+    def normalise(self, index: int, layer: Layer, output: Tensor, scale_SO: Tensor, shift_SO: Tensor) -> None:
         """Store ``activation(output · scale + shift + shortcut)``."""
         conv = self.space.convs[index]
         normalised = kernels.ragged_normalise(
@@ -251,7 +252,7 @@ class _Activations:
         )  # fmt: skip
         self.store(index, layer, normalised)
 
-    def store(self, index: int, layer: FoldedLayer, output: Tensor) -> None:
+    def store(self, index: int, layer: Layer, output: Tensor) -> None:
         """Keep a layer's output, pooled if the layer pools, and free what no later layer reads."""
         conv = self.space.convs[index]
         image = self._convolved(index)
