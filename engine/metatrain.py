@@ -83,8 +83,8 @@ def main(options: Metatrain) -> None:
     require_at_least(options, {"structures": 1, "hidden": 1, "calibration_images": 1})
     device = use_device(options.device, options.backend)
     # A run killed before it wrote them has none; the seed makes the same ones again.
-    stored = options.resume and (out / "splits.json").exists()
-    splits = Splits.load(out / "splits.json") if stored else None
+    stored = out / "splits.json"
+    splits = Splits.load(stored) if options.resume and stored.exists() else None
     data = open_data(options.data, resolution=options.resolution, device=device, splits=splits, seed=options.seed)
     space = chosen.build(len(data.classes))
     space.check_resolution(data.preprocessing.resolution)
@@ -94,7 +94,8 @@ def main(options: Metatrain) -> None:
     if not options.resume:
         resolved = {**dataclasses.asdict(training.recipe), "steps": training.steps}
         directory.start_output(out, options, {**resolved, "resolution": data.preprocessing.resolution})
-    data.splits.save(out / "splits.json")
+    if splits is None:
+        data.splits.save(stored)
     console.print(
         f"PruningNet of {space.architecture}: {count_parameters(space, options.hidden) / 1e6:.1f} M parameters; "
         f"{len(training.images)} images, {len(data.classes)} classes, {training.steps} steps on {device}",

@@ -55,7 +55,7 @@ class PruningNet(nn.Module):
     """Weight generators for every convolution of a space, and its classifier.
 
     ``hidden`` overrides the hidden size of every generator; the paper's sizes are the space's own. Parameters are
-    drawn as `torch.nn.Linear` draws them, from ``generator``.
+    drawn as `torch.nn.Linear` draws them, from ``generator``; without one they are left for a checkpoint to fill.
     """
 
     def __init__(
@@ -71,10 +71,11 @@ class PruningNet(nn.Module):
         self.classifier = nn.Linear(max_width(space.features), space.classes, device=device)
         ratios_GC = torch.tensor([gene.ratios for gene in space.genes], device=device)
         self.register_buffer("ratios_GC", ratios_GC, persistent=False)
-        self._reset(generator)
+        if generator is not None:
+            self._reset(generator)
 
     @torch.no_grad()
-    def _reset(self, generator: torch.Generator | None) -> None:
+    def _reset(self, generator: torch.Generator) -> None:
         for layer in map(self.layer, range(len(self.generators))):
             _draw(layer.fc1, layer.fc1.in_features, generator)
             _draw(layer, layer.basis.shape[-1], generator)
@@ -130,7 +131,7 @@ class PruningNet(nn.Module):
         return F.linear(features, self.classifier.weight[:, : features.shape[1]], self.classifier.bias)
 
 
-def _draw(module: nn.Module, fan_in: int, generator: torch.Generator | None) -> None:
+def _draw(module: nn.Module, fan_in: int, generator: torch.Generator) -> None:
     """Uniform in ±1/√fan_in, from a CPU generator, so that every device starts from the same weights."""
     bound = 1 / math.sqrt(fan_in)
     for parameter in module.parameters(recurse=False):

@@ -33,11 +33,10 @@ from engine.metatrain import DEFAULT_RUN
 from engine.population import IMAGE_CHUNK
 from engine.pruned import PrunedNet
 from engine.run import directory
-from engine.run.checkpoint import restore
 from engine.run.command import run_command, use_device
 from engine.run.opened import PruningNetRun, open_run
 from engine.run.options import TrainingOptions
-from engine.run.training import WEIGHTS, Training, keep_freed_memory, train
+from engine.run.training import Training, keep_freed_memory, train
 from engine.space import architecture
 from engine.space.costs import DEFAULT_RESOLUTION, cost_model, format_count, parse_budget, uniform_genome
 from engine.space.recipe import scaled
@@ -89,8 +88,7 @@ def main(options: Retrain) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    checkpoint = train(training, console)
-    restore(training.module, checkpoint.tensors(WEIGHTS), checkpoint.folder)
+    train(training, console)
     result = _result(training, structure)
     _export(training.module, structure, data, result, out)
     _print_result(result, out)
