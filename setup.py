@@ -45,7 +45,7 @@ def complete(ext: Extension) -> None:
 
 EXTENSION = Extension(
     "kernels._extension",
-    sources=sorted(map(str, [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")])),
+    sources=sorted(map(str, Path("csrc").rglob("*.cpp"))),
     depends=sorted(map(str, [*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.inc")])),
     include_dirs=["csrc/include"],
     libraries=["torch_cpu", "c10"],

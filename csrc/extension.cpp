@@ -1,4 +1,4 @@
-// The Python module kernels._extension. Importing it registers the CPU kernels (ops.cpp); it also tells how
+// The Python module kernels._extension. Importing it registers the CPU kernels (ops/); it also tells how
 // it was built.
 
 #include <pybind11/pybind11.h>

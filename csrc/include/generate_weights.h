@@ -9,13 +9,9 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "storage.h"
 
 namespace metaprune {
-
-// bfloat16 as it lies in memory. All arithmetic is in float.
-struct BFloat16 {
-    std::uint16_t bits;
-};
 
 // The rows of the basis are dealt out to this many blocks whatever the number of threads, so that every sum
 // has one order. Blocks are the unit of parallelism and cost about the same.
