@@ -5,6 +5,7 @@
 #include <torch/headeronly/version.h>
 
 #include "isa.h"
+#include "peak.h"
 
 PYBIND11_MODULE(_extension, module) {
     module.doc() = "CPU kernels of metaprune.";
@@ -16,8 +17,21 @@ PYBIND11_MODULE(_extension, module) {
             info["flags"] = METAPRUNE_FLAGS;
             info["torch"] = TORCH_VERSION;
             info["instruction_set"] = metaprune::isa_name(metaprune::chosen_isa());
+            pybind11::list levels;
+            for (const metaprune::Isa isa : metaprune::supported_isas())
+                levels.append(metaprune::isa_name(isa));
+            info["instruction_sets"] = levels;
             return info;
         },
-        "Compiler, flags and torch version of the build, and the instruction set chosen now. RuntimeError if "
-        "METAPRUNE_ISA names one that this processor does not have.");
+        "Compiler, flags and torch version of the build, the instruction set chosen now and all that could "
+        "be, "
+        "the fastest first. RuntimeError if METAPRUNE_ISA names one that this processor does not have.");
+    module.def(
+        "peak_flops",
+        [](double seconds, bool bf16) {
+            const pybind11::gil_scoped_release others_may_run;
+            return metaprune::peak_flops(metaprune::chosen_isa(), seconds, bf16);
+        },
+        pybind11::arg("seconds"), pybind11::arg("bf16") = false,
+        "Operations per second of multiply-adds in registers, measured on this thread for about `seconds`.");
 }

@@ -15,7 +15,9 @@ import sys
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -24,6 +26,7 @@ from torch import Tensor
 from engine import population
 from engine.errors import UserError
 from engine.evolution import SearchSettings, SearchState, ask, initial_state, ranking, tell
+from engine.memory import parse_memory
 from engine.metatrain import DEFAULT_RUN, run_option
 from engine.population import ScoringImages
 from engine.pruningnet import PruningNet
@@ -46,6 +49,9 @@ from engine.space.costs import (
 from engine.space.structure import Structure, make_structure
 
 PAPER = SearchSettings()
+
+Precision = Literal["fp32", "bf16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +88,10 @@ class Evolve(Options):
     """auto, cpu or cuda."""
     backend: str = "auto"
     """Kernels: auto, reference, cpu, triton or cuda."""
+    precision: Precision = "fp32"
+    """Of weights and activations when structures are scored; bf16 is faster on processors that multiply it."""
+    memory: str = "auto"
+    """Memory for activations: 2G, 500M, 25% of what is free, or auto (a sixteenth of it); no score depends on it."""
     resume: bool = False
     """Continue an interrupted search; the result is that of an uninterrupted one."""
     overwrite: bool = False
@@ -101,6 +111,7 @@ class Search:
     cache: ScoreCache
     out: Path
     identity: Identity
+    memory: int
 
 
 def main(options: Evolve) -> None:
@@ -112,26 +123,28 @@ def main(options: Evolve) -> None:
         options = directory.resumed_options(options, out)
     settings = _settings(options)
     device = use_device(options.device, options.backend)
+    memory = parse_memory(options.memory, device)
     costs = cost_model(run.space(), options.flops_resolution, options.flops_convention).to(device)
     budget = parse_budget(options.flops, costs)
     directory.check_output(out, options.resume, options.overwrite)
     data = run.data(device)
     images = population.scoring_images(data, options.calibration_images)
     keep_freed_memory()
-    net = run.net(device)
+    net = run.net(device).to_precision(DTYPES[options.precision])
     if run.steps_left:
         console.print(f"note: this PruningNet is not finished; {run.steps_left} steps of its training are missing")
 
     scored_by: Identity = {"pruningnet": run.digest, "splits": data.splits.digest}
     scored_how: Identity = {
-        "calibration": len(images.calibration_NCHW), "device": device.type, "backend": options.backend
+        "calibration": len(images.calibration_NCHW), "precision": options.precision, "device": device.type,
+        "backend": options.backend,
     }  # fmt: skip
     identity = {**scored_by, "budget": budget}
     state = load_state(out, identity, device) if options.resume else None
     if not options.resume:
         directory.start_output(out, options, identity)
     cache = ScoreCache(run.folder, {**scored_by, **scored_how})
-    search = Search(settings, costs, budget, run, net, images, cache, out, identity)
+    search = Search(settings, costs, budget, run, net, images, cache, out, identity, memory)
     state = _generations(search, state or initial_state(len(costs.space.genes), options.seed, device), console)
 
     best_1G = state.genome_VG[ranking(state.correct, state.loss)[:1]]
@@ -173,7 +186,7 @@ def _generations(search: Search, state: SearchState, console: Console) -> Search
             if not len(pending):
                 console.print("note: every structure within the budget has been scored")
                 break
-            for count in search.cache.score_missing(search.net, pending, search.images):
+            for count in search.cache.score_missing(search.net, pending, search.images, search.memory):
                 scored += count
                 progress.update(task, advance=count, speed=f"{scored / (time.monotonic() - began):.2f}")
                 interruption.stop_if_asked()
@@ -199,7 +212,7 @@ def _best_and_median(state: SearchState, last: int) -> tuple[int, float]:
 
 def _structure(search: Search, genome_1G: Tensor) -> Structure:
     """One structure with its score, taken from the cache or computed now."""
-    for _ in search.cache.score_missing(search.net, genome_1G, search.images):
+    for _ in search.cache.score_missing(search.net, genome_1G, search.images, search.memory):
         pass
     correct, loss = search.cache.lookup(genome_1G)
     images = search.images
@@ -209,6 +222,7 @@ def _structure(search: Search, genome_1G: Tensor) -> Structure:
         "loss": float(loss),
         "split": images.subset.name,
         "calibration_images": len(images.calibration_NCHW),
+        "precision": str(search.net.precision).removeprefix("torch."),
         "method": "top-1 with generated weights, BatchNorm calibrated for the structure; no fine-tuning",
     }
     return make_structure(

@@ -5,13 +5,13 @@ The definition of a score, given PruningNet weights, a genome, calibration image
 1. generate the weights;
 2. run all calibration images through the network as one batch, layer by layer, normalising each convolution's
    output by its own mean and variance over the whole batch (eps 1e-5);
-3. fold those statistics into weights and biases and run the sub-validation images; the score is the number of
-   correct top-1 answers, ties broken by the lower loss.
+3. normalise by those statistics and run the sub-validation images; the score is the number of correct top-1
+   answers, ties broken by the lower loss.
 
-Two genomes that agree in every gene up to a layer have the same weights, statistics and activations up to it: a
-population is a trie, and each of its nodes is computed once. A genome's score does not depend on the others.
+What genomes have in common is computed once (`engine.trie`). A genome's score is the same bit for bit alone and in
+any population, whatever memory it is given. Activations have the precision of the PruningNet's bases.
 
-Shape suffixes: P population, G genes, S instances of a layer (nodes of the trie), N images.
+Shape suffixes: P population, G genes, S instances of a layer, O output channels, N images.
 """
 
 from __future__ import annotations
@@ -24,50 +24,14 @@ from torch import Tensor
 
 import kernels
 from engine.data import Data, ImageSet, Preprocessing
+from engine.errors import UserError
+from engine.memory import default_memory, is_out_of_memory
 from engine.pruningnet import NORM_EPSILON, PruningNet
 from engine.rows import group_rows
-from engine.space import IMAGE, Gene, Space, max_width
-from engine.space.costs import cost_model
-from kernels import layout
-
-# Sub-validation images run at once: a constant, so that a score is reproducible.
-IMAGE_CHUNK = 500
-# Genomes per pass at most, and bytes of activations their calibration may take together. Scores depend on neither.
-GENOMES_PER_PASS = 8
-PASS_BYTES = 2 << 30
-
-
-@dataclass(frozen=True)
-class Instances:
-    """The distinct computations of one layer for a population.
-
-    ``genome_SG`` is one genome of each instance; ``source_S`` and ``shortcut_S`` the instance of the source and
-    shortcut layers each one reads; ``instance_P`` the instance each genome of the population ends up in.
-    """
-
-    genome_SG: Tensor
-    source_S: Tensor
-    shortcut_S: Tensor | None
-    instance_P: Tensor
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Packed weights of one layer's instances.
-
-    ``bias_SO`` ``[S, O]`` is what folding BatchNorm into the weights leaves; None before they are folded.
-    """
-
-    instances: Instances
-    cin_S: Tensor
-    cout_S: Tensor
-    weight: Tensor
-    bias_SO: Tensor | None = None
-
-    @property
-    def identity_S(self) -> Tensor:
-        """The source of an op that reads this layer's own output."""
-        return torch.arange(len(self.cout_S), dtype=torch.int32, device=self.cout_S.device)
+from engine.space import IMAGE, Conv, Space, max_width
+from engine.trie import Instances, activation_bytes, blocks, last_reads, materialised, plan
+from kernels import BlockConv, layout
+from kernels.layout import Image
 
 
 @dataclass(frozen=True)
@@ -85,10 +49,9 @@ class ScoringImages:
         if self.subset.name == "test":
             raise ValueError("candidates are never scored on the test split; use sub_validation")
 
-    def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The scored images, normalised, and their labels, in fixed order and chunks."""
-        batches = torch.arange(len(self.subset)).split(IMAGE_CHUNK)
-        for images_u8, labels in self.subset.stream(batches):
+    def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The scored images, normalised, and their labels, in fixed order, ``size`` at a time."""
+        for images_u8, labels in self.subset.stream(torch.arange(len(self.subset)).split(size)):
             yield self.preprocessing(images_u8), labels
 
 
@@ -108,166 +71,268 @@ class Scores:
     images: int
 
 
-def plan(space: Space, genome_PG: Tensor) -> list[Instances]:
-    """The instances of every layer: the trie of a population, exact common prefixes merged."""
-    genes: set[Gene] = set()
-    image_P = torch.zeros(len(genome_PG), dtype=torch.int64, device=genome_PG.device)
-    instance_of = {IMAGE: image_P}
-    layers = []
-    for conv in space.convs:
-        genes |= {width for width in (conv.cin, conv.cout, *conv.context) if isinstance(width, Gene)}
-        columns = sorted(space.gene_index[gene] for gene in genes)
-        instance_P, first_S = group_rows(genome_PG[:, columns])
-        source_S = instance_of[conv.source][first_S].int()
-        shortcut_S = None if conv.shortcut is None else instance_of[conv.shortcut][first_S].int()
-        layers.append(Instances(genome_PG[first_S], source_S, shortcut_S, instance_P))
-        instance_of[conv.name] = instance_P
-    return layers
+@dataclass(frozen=True)
+class Layer:
+    """The weights of one layer's instances, and the BatchNorm ``scale_SO``, ``shift_SO`` of their outputs."""
+
+    instances: Instances
+    cin_S: Tensor
+    cout_S: Tensor
+    weight: Tensor
+    scale_SO: Tensor
+    shift_SO: Tensor
 
 
-def score(net: PruningNet, genome_PG: Tensor, images: ScoringImages) -> Scores:
-    """Score a population of valid genomes ``[P, G]`` by the definition above."""
+@dataclass(frozen=True)
+class Block:
+    """A chain of calibrated convolutions of all instances, run as one."""
+
+    convs: list[Conv]
+    cin_S: Tensor
+    source_S: Tensor
+    shortcut_S: Tensor | None
+    stages: list[BlockConv]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A population ready to look at images: ``instance_P`` is the instance of the last layer of each genome."""
+
+    net: PruningNet
+    blocks: list[Block]
+    instance_P: Tensor
+
+
+def score(net: PruningNet, genome_PG: Tensor, images: ScoringImages, memory: int | None = None) -> Scores:
+    """Score a population of valid genomes ``[P, G]`` by the definition above, in ``memory`` bytes of activations."""
     correct = torch.zeros(len(genome_PG), dtype=torch.int64, device=genome_PG.device)
     loss = torch.zeros(len(genome_PG), dtype=torch.float64, device=genome_PG.device)
-    for members, scores in score_passes(net, genome_PG, images):
+    for members, scores in score_passes(net, genome_PG, images, memory):
         correct[members], loss[members] = scores.correct, scores.loss
     return Scores(correct, loss, len(images.subset))
 
 
-def score_passes(net: PruningNet, genome_PG: Tensor, images: ScoringImages) -> Iterator[tuple[Tensor, Scores]]:
-    """Score a population a few genomes at a time: their positions in it, and their scores."""
+def score_passes(
+    net: PruningNet, genome_PG: Tensor, images: ScoringImages, memory: int | None = None
+) -> Iterator[tuple[Tensor, Scores]]:
+    """Score a population as many genomes at a time as ``memory`` allows: their positions, and their scores.
+
+    ``memory`` in bytes bounds the activations alive at once (default: a fraction of what is free). If it runs out
+    all the same, half as much is tried; raises `UserError` when a single genome does not fit.
+    """
+    memory = memory or default_memory(genome_PG.device)
     # Neighbours in lexicographic order share the longest prefixes.
     order = group_rows(genome_PG)[0].argsort(stable=True)
-    for members in order.split(genomes_per_pass(net.space, images)):
-        yield members, _score_pass(net, genome_PG[members], images)
+    while len(order):
+        count = genomes_per_pass(net, genome_PG[order], images, memory)
+        try:
+            scores = _score_pass(net, genome_PG[order[:count]], images, memory)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            memory //= 2
+            if count == 1 and memory < activation_bytes_of_one(net, genome_PG[order[:1]], images) // 4:
+                raise UserError(
+                    f"one structure needs more memory than there is for {len(images.calibration_NCHW)} calibration "
+                    f"images of {images.preprocessing.resolution} px: lower --calibration-images"
+                ) from error
+            continue
+        yield order[:count], scores
+        order = order[count:]
 
 
-def genomes_per_pass(space: Space, images: ScoringImages) -> int:
-    """As many genomes as calibrate within `PASS_BYTES` if all were full networks; at least one."""
-    full = space.uniform_choice(space.choices - 1)
-    per_image = int(cost_model(space, images.preprocessing.resolution).peak_activation_bytes(full))
-    # A convolution's output is there twice: raw, and normalised.
-    per_genome = 2 * per_image * len(images.calibration_NCHW)
-    return max(1, min(GENOMES_PER_PASS, PASS_BYTES // per_genome))
+def activation_bytes_of_one(net: PruningNet, genome_1G: Tensor, images: ScoringImages) -> int:
+    """Bytes of activations that calibrating one genome takes."""
+    return _calibration_bytes(net, genome_1G, images)
+
+
+def genomes_per_pass(net: PruningNet, genome_PG: Tensor, images: ScoringImages, memory: int) -> int:
+    """How many of the first genomes calibrate within ``memory`` bytes of activations; at least one."""
+    fits, too_many = 1, len(genome_PG) + 1
+    while fits + 1 < too_many:
+        # Doubling, then bisection: a plan costs less the fewer genomes it has.
+        count = min(2 * fits, (fits + too_many) // 2)
+        if _calibration_bytes(net, genome_PG[:count], images) <= memory:
+            fits = count
+        else:
+            too_many = count
+    return fits
+
+
+def _calibration_bytes(net: PruningNet, genome_PG: Tensor, images: ScoringImages) -> int:
+    n, _, height, width = images.calibration_NCHW.shape
+    return activation_bytes(net.space, plan(net.space, genome_PG), (n, height, width), net.precision.itemsize)
+
+
+def _score_pass(net: PruningNet, genome_PG: Tensor, images: ScoringImages, memory: int) -> Scores:
+    layers = plan(net.space, genome_PG)
+    calibrated = calibrate(net, layers, images.calibration_NCHW)
+    resolution = images.preprocessing.resolution
+    per_image = activation_bytes(net.space, layers, (1, resolution, resolution), net.precision.itemsize)
+    size = max(1, min(len(images.subset), memory // per_image))
+    parts = [count_correct(calibrated, images_NCHW, labels_N) for images_NCHW, labels_N in images.chunks(size)]
+    correct_PN, loss_PN = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+    # `sum` adds in an order that depends on the shape; a running sum goes from image to image.
+    return Scores(correct_PN.sum(1), loss_PN.cumsum(1)[:, -1] / len(images.subset), len(images.subset))
 
 
 @torch.no_grad()
-def _score_pass(net: PruningNet, genome_PG: Tensor, images: ScoringImages) -> Scores:
-    layers = _calibrate(net, plan(net.space, genome_PG), images.calibration_NCHW)
-    last = layers[-1]
-    correct_S = torch.zeros(len(last.cout_S), dtype=torch.int64, device=genome_PG.device)
-    loss_S = torch.zeros(len(last.cout_S), dtype=torch.float64, device=genome_PG.device)
-    for images_NCHW, labels_N in images.chunks():
-        features, image = _run_folded(net.space, layers, images_NCHW)
-        chunk_correct_S, chunk_loss_S = kernels.score_logits(
-            features,
-            net.classifier.weight,
-            net.classifier.bias,
-            labels_N,
-            last.cout_S,
-            last.identity_S,
-            image=image,
+def calibrate(net: PruningNet, layers: list[Instances], images_NCHW: Tensor) -> Calibrated:
+    """Steps 1 and 2 for a population with this plan: its weights, and the statistics of these images."""
+    run = _Calibration(net.space, images_NCHW.to(net.precision))
+    calibrated = [run.layer(net, index, instances) for index, instances in enumerate(layers)]
+    layer_of = {conv.name: layer for conv, layer in zip(net.space.convs, calibrated, strict=True)}
+    return Calibrated(net, [_block(chain, layer_of) for chain in blocks(net.space)], layers[-1].instance_P)
+
+
+@torch.no_grad()
+def count_correct(calibrated: Calibrated, images_NCHW: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Step 3: whether each genome is right about each image, bool ``[P, N]``, and its loss, float64 ``[P, N]``."""
+    net, last = calibrated.net, calibrated.blocks[-1].stages[-1]
+    features, image = run_blocks(calibrated, images_NCHW)
+    correct_SN, loss_SN = kernels.score_logits(
+        features, net.classifier.weight, net.classifier.bias, labels_N, last.width_S, _identity(last.width_S),
+        image=image,
+    )  # fmt: skip
+    return correct_SN[calibrated.instance_P], loss_SN[calibrated.instance_P]
+
+
+@torch.no_grad()
+def run_blocks(calibrated: Calibrated, images_NCHW: Tensor) -> tuple[Tensor, Image]:
+    """The last feature maps of all instances, one buffer of activations, and their (N, H, W)."""
+    space = calibrated.net.space
+    tensors = _Tensors([block.convs for block in calibrated.blocks], images_NCHW.to(calibrated.net.precision))
+    for block in calibrated.blocks:
+        source, tail = block.convs[0].source, block.convs[-1]
+        image = tensors.images[source]
+        y = kernels.fused_block(
+            tensors[source], block.cin_S, block.source_S, block.stages, image=image,
+            max_channels=max_width(block.convs[0].cin),
+            shortcut=None if tail.shortcut is None else tensors[tail.shortcut], shortcut_source_S=block.shortcut_S,
+        )  # fmt: skip
+        for conv in block.convs:
+            image = layout.output_image(image, conv.kernel, conv.stride)
+        tensors.store(tail, y, block.stages[-1].width_S, image)
+    return tensors[space.convs[-1].name], tensors.images[space.convs[-1].name]
+
+
+def _block(convs: list[Conv], layer_of: dict[str, Layer]) -> Block:
+    """A chain for the instances of its last convolution: an inner instance serves several of them."""
+    head, tail = layer_of[convs[0].name], layer_of[convs[-1].name]
+    stages = []
+    for conv in convs:
+        layer = layer_of[conv.name]
+        inner_S = layer.instances.instance_P[tail.instances.member_S]
+        stages.append(
+            BlockConv(
+                weight=layer.weight,
+                weight_source_S=layer.instances.weight_S[inner_S],
+                width_S=layer.cout_S[inner_S],
+                scale_SO=layer.scale_SO[inner_S],
+                shift_SO=layer.shift_SO[inner_S],
+                max_width=max_width(conv.cout),
+                depthwise=conv.depthwise,
+                kernel=conv.kernel,
+                stride=conv.stride,
+                activation=conv.activation,
+            )
         )
-        correct_S += chunk_correct_S
-        loss_S += chunk_loss_S
-    instance_P, count = last.instances.instance_P, len(images.subset)
-    return Scores(correct_S[instance_P], loss_S[instance_P] / count, count)
+    head_S = head.instances.instance_P[tail.instances.member_S]
+    return Block(convs, head.cin_S[head_S], head.instances.source_S[head_S], tail.instances.shortcut_S, stages)
 
 
-def _calibrate(net: PruningNet, layers: list[Instances], images_NCHW: Tensor) -> list[Layer]:
-    """Steps 1 and 2: the layers, with the statistics of these images folded in."""
-    folded = []
-    run = _Activations(net.space, images_NCHW)
-    for index, (conv, instances) in enumerate(zip(net.space.convs, layers, strict=True)):
-        generator = net.layer(index)
-        widths_SG = net.space.gene_widths(instances.genome_SG).int()
-        cin_S, cout_S = (net.space.width_of(width, widths_SG) for width in (conv.cin, conv.cout))
-        codes_SH = net.codes(index, instances.genome_SG)
-        raw = Layer(instances, cin_S, cout_S, generator(codes_SH, cin_S, cout_S))
-        output, sums = run.convolve(index, raw)
-        pixels = run.output_pixels(index)
+class _Tensors:
+    """The ragged activations of a batch of images as it moves through the layers; freed after their last use."""
+
+    def __init__(self, steps: list[list[Conv]], images_NCHW: Tensor) -> None:
+        n, channels, height, width = images_NCHW.shape
+        self.last_read = last_reads(steps)
+        self.step = -1
+        self.images: dict[str, Image] = {IMAGE: (n, height, width)}
+        self.buffers = {IMAGE: layout.pack_activations([images_NCHW], channels)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.buffers[name]
+
+    def store(self, conv: Conv, output: Tensor, cout_S: Tensor, image: Image) -> None:
+        """Keep the output of the next step, pooled if the layer pools, and free what no later step reads."""
+        if conv.max_pool:
+            output = kernels.ragged_max_pool(
+                output, cout_S, _identity(cout_S), image=image, max_channels=max_width(conv.cout)
+            )
+            image = layout.output_image(image, 3, 2)
+        self.buffers[conv.name], self.images[conv.name] = output, image
+        self.step += 1
+        for name in [name for name in self.buffers if self.last_read.get(name, self.step + 1) <= self.step]:
+            del self.buffers[name]
+
+
+class _Calibration(_Tensors):
+    """Calibration images on their way through the layers.
+
+    A convolution's output is kept as it is, with the BatchNorm and activation that whoever reads it applies
+    (``pending``), unless a shortcut or a pooling needs the normalised tensor itself.
+    """
+
+    def __init__(self, space: Space, images_NCHW: Tensor) -> None:
+        super().__init__([[conv] for conv in space.convs], images_NCHW)
+        self.space = space
+        self.pending: dict[str, tuple[Tensor, Tensor, str]] = {}
+        self.materialised = materialised(space)
+
+    def layer(self, net: PruningNet, index: int, instances: Instances) -> Layer:
+        """Generate the weights of one layer, run it, and keep its output."""
+        conv = self.space.convs[index]
+        weight = self._weights(net, index, instances.weight_genome_WG)
+        genome_SG = instances.weight_genome_WG[instances.weight_S]
+        cin_S, cout_S = self._widths(conv, genome_SG)
+        image = layout.output_image(self.images[conv.source], conv.kernel, conv.stride)
+        raw, sums = self._convolve(conv, instances, weight, cin_S, cout_S)
+        pixels = image[0] * image[1] * image[2]
         mean_SO = sums[:, 0] / pixels
         variance_SO = (sums[:, 1] / pixels - mean_SO**2).clamp(min=0)
         scale_SO = (variance_SO + NORM_EPSILON).rsqrt()
-        shift_SO = (-mean_SO * scale_SO).to(codes_SH.dtype)
-        scale_SO = scale_SO.to(codes_SH.dtype)
-        run.normalise(index, raw, output, scale_SO, shift_SO)
-        weight = generator(codes_SH, cin_S, cout_S, scale_SO=scale_SO)
-        folded.append(Layer(instances, cin_S, cout_S, weight, shift_SO))
-    return folded
+        layer = Layer(instances, cin_S, cout_S, weight, scale_SO.float(), (-mean_SO * scale_SO).float())
+        self._keep(conv, layer, raw, image)
+        return layer
 
+    def _widths(self, conv: Conv, genome_SG: Tensor) -> tuple[Tensor, Tensor]:
+        widths_SG = self.space.gene_widths(genome_SG).int()
+        return self.space.width_of(conv.cin, widths_SG), self.space.width_of(conv.cout, widths_SG)
 
-def _run_folded(space: Space, layers: list[Layer], images_NCHW: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """Step 3 up to the classifier: the last feature maps of all instances and their shape."""
-    run = _Activations(space, images_NCHW)
-    for index, layer in enumerate(layers):
-        output, _ = run.convolve(index, layer)
-        run.store(index, layer, output)
-    return run.tensors[space.convs[-1].name], run.images[space.convs[-1].name]
+    def _weights(self, net: PruningNet, index: int, genome_WG: Tensor) -> Tensor:
+        return net.layer(index)(net.codes(index, genome_WG), *self._widths(self.space.convs[index], genome_WG))
 
-
-class _Activations:
-    """The ragged activations of a batch of images as it moves through the layers; freed after their last use."""
-
-    def __init__(self, space: Space, images_NCHW: Tensor) -> None:
-        self.space = space
-        n, channels, height, width = images_NCHW.shape
-        self.images: dict[str, tuple[int, int, int]] = {IMAGE: (n, height, width)}
-        self.tensors = {IMAGE: layout.pack_activations([images_NCHW], channels)}
-        self.last_read = {name: i for i, c in enumerate(space.convs) for name in (c.source, c.shortcut) if name}
-
-    def output_pixels(self, index: int) -> int:
-        """Values per channel a convolution writes: images × height × width."""
-        n, height, width = self._convolved(index)
-        return n * height * width
-
-    def convolve(self, index: int, layer: Layer) -> tuple[Tensor, Tensor]:
-        """The raw convolution with its sums if the layer is not folded; else all of it, with its epilogue."""
-        conv = self.space.convs[index]
-        x, instances = self.tensors[conv.source], layer.instances
-        calibrating = layer.bias_SO is None
-        image = self.images[conv.source]
-        activation = "none" if calibrating else conv.activation
+    def _convolve(
+        self, conv: Conv, instances: Instances, weight: Tensor, cin_S: Tensor, cout_S: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        scale, shift, activation = self.pending.get(conv.source, (None, None, "none"))
+        x, image = self[conv.source], self.images[conv.source]
         if conv.depthwise:
             return kernels.ragged_depthwise(
-                x, layer.weight, layer.cout_S, instances.source_S, image=image, kernel=conv.kernel, stride=conv.stride,
-                max_channels=max_width(conv.cout), bias_SC=layer.bias_SO, activation=activation, statistics=calibrating,
+                x, weight, cout_S, instances.source_S, weight_source_S=instances.weight_S, image=image,
+                kernel=conv.kernel, stride=conv.stride, max_channels=max_width(conv.cout),
+                input_scale_LC=scale, input_shift_LC=shift, input_activation=activation, statistics=True,
             )  # fmt: skip
-        added = None if calibrating else conv.shortcut
         return kernels.ragged_conv(
-            x, layer.weight, layer.cin_S, layer.cout_S, instances.source_S, image=image, kernel=conv.kernel,
-            stride=conv.stride, max_cin=max_width(conv.cin), max_cout=max_width(conv.cout), bias_SO=layer.bias_SO,
-            activation=activation, statistics=calibrating, shortcut=None if added is None else self.tensors[added],
-            shortcut_source_S=None if added is None else instances.shortcut_S,
+            x, weight, cin_S, cout_S, instances.source_S, weight_source_S=instances.weight_S, image=image,
+            kernel=conv.kernel, stride=conv.stride, max_cin=max_width(conv.cin), max_cout=max_width(conv.cout),
+            input_scale_LC=scale, input_shift_LC=shift, input_activation=activation, statistics=True,
         )  # fmt: skip
 
-    def normalise(self, index: int, layer: Layer, output: Tensor, scale_SO: Tensor, shift_SO: Tensor) -> None:
-        """Store ``activation(output · scale + shift + shortcut)``."""
-        conv = self.space.convs[index]
-        normalised = kernels.ragged_normalise(
-            output, scale_SO, shift_SO, layer.cout_S, layer.identity_S,
-            image=self._convolved(index), max_channels=max_width(conv.cout), activation=conv.activation,
-            shortcut=None if conv.shortcut is None else self.tensors[conv.shortcut],
-            shortcut_source_S=layer.instances.shortcut_S,
-        )  # fmt: skip
-        self.store(index, layer, normalised)
+    def _keep(self, conv: Conv, layer: Layer, raw: Tensor, image: Image) -> None:
+        if conv.name not in self.materialised:
+            self.pending[conv.name] = (layer.scale_SO, layer.shift_SO, conv.activation)
+        else:
+            raw = kernels.ragged_normalise(
+                raw, layer.scale_SO, layer.shift_SO, layer.cout_S, _identity(layer.cout_S), image=image,
+                max_channels=max_width(conv.cout), activation=conv.activation,
+                shortcut=None if conv.shortcut is None else self[conv.shortcut],
+                shortcut_source_S=layer.instances.shortcut_S,
+            )  # fmt: skip
+        self.store(conv, raw, layer.cout_S, image)
 
-    def store(self, index: int, layer: Layer, output: Tensor) -> None:
-        """Keep a layer's output, pooled if the layer pools, and free what no later layer reads."""
-        conv = self.space.convs[index]
-        image = self._convolved(index)
-        if conv.max_pool:
-            output = kernels.ragged_max_pool(
-                output, layer.cout_S, layer.identity_S, image=image, max_channels=max_width(conv.cout)
-            )
-            n, height, width = image
-            image = (n, layout.output_size(height, 3, 2), layout.output_size(width, 3, 2))
-        self.tensors[conv.name], self.images[conv.name] = output, image
-        for name in [name for name in self.tensors if self.last_read.get(name, index + 1) <= index]:
-            del self.tensors[name]
 
-    def _convolved(self, index: int) -> tuple[int, int, int]:
-        conv = self.space.convs[index]
-        n, *sides = self.images[conv.source]
-        height, width = (layout.output_size(side, conv.kernel, conv.stride) for side in sides)
-        return n, height, width
+def _identity(width_S: Tensor) -> Tensor:
+    """The slots of a buffer in order: each subnetwork reads its own."""
+    return torch.arange(len(width_S), dtype=torch.int32, device=width_S.device)

@@ -44,10 +44,10 @@ class WeightGenerator(nn.Module):
             code_SH = code_SH + ratio_S[:, None] * weight_H
         return F.relu(code_SH)
 
-    def forward(self, codes_SH: Tensor, cin_S: Tensor, cout_S: Tensor, scale_SO: Tensor | None = None) -> Tensor:
-        """Packed weights of S subnetworks (`kernels.generate_weights`), optionally scaled per output channel."""
+    def forward(self, codes_SH: Tensor, cin_S: Tensor, cout_S: Tensor) -> Tensor:
+        """Packed weights of S subnetworks (`kernels.generate_weights`)."""
         return generate_weights(
-            self.basis, self.bias, codes_SH, cin_S, cout_S, depthwise=self.depthwise, scale_SO=scale_SO
+            self.basis, self.bias, codes_SH.to(self.basis.dtype), cin_S, cout_S, depthwise=self.depthwise
         )
 
 
@@ -80,6 +80,17 @@ class PruningNet(nn.Module):
             _draw(layer.fc1, layer.fc1.in_features, generator)
             _draw(layer, layer.basis.shape[-1], generator)
         _draw(self.classifier, self.classifier.in_features, generator)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The dtype of the bases: that of generated weights, and of activations when candidates are scored."""
+        return self.layer(0).basis.dtype
+
+    def to_precision(self, dtype: torch.dtype) -> PruningNet:
+        """Round the bases to ``dtype`` in place; codes and the classifier keep theirs."""
+        for layer in map(self.layer, range(len(self.generators))):
+            layer.basis.data, layer.bias.data = layer.basis.data.to(dtype), layer.bias.data.to(dtype)
+        return self
 
     def layer(self, index: int) -> WeightGenerator:
         """The generator of one convolution."""

@@ -30,7 +30,6 @@ from engine.data import Data, join
 from engine.errors import UserError
 from engine.files import sha256_file, write_atomically
 from engine.metatrain import DEFAULT_RUN
-from engine.population import IMAGE_CHUNK
 from engine.pruned import PrunedNet
 from engine.run import directory
 from engine.run.command import run_command, use_device
@@ -43,6 +42,10 @@ from engine.space.recipe import scaled
 from engine.space.structure import Structure, load_structure, make_structure
 
 SMALL_DATA_LR = 0.05
+
+
+# Test images run at once.
+TEST_CHUNK = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +164,7 @@ def count_correct(net: PrunedNet, data: Data) -> int:
     """Test images whose top-1 answer is right."""
     net.eval()
     test, correct = data.subset("test"), 0
-    for images_u8, labels in test.stream(torch.arange(len(test)).split(IMAGE_CHUNK)):
+    for images_u8, labels in test.stream(torch.arange(len(test)).split(TEST_CHUNK)):
         correct += int((net(data.preprocessing(images_u8)).argmax(1) == labels).sum())
     net.train()
     return correct

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from kernels.dense import ACTIVATIONS, compute_dtype
-from kernels.layout import Image, activation_slot, output_image, weight_slot
+from kernels.layout import Image, activation_slot, chained_image, output_image, weight_slot
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float64)
+MAX_FUSED = 3
 
 
 def _expect(
@@ -47,11 +48,11 @@ def _indices(like: Tensor, count: int, **tensors: Tensor) -> None:
         _expect(name, tensor, (count,), (torch.int32,), like, "= [S] ")
 
 
-def _per_channel(like: Tensor, shape: Sequence[int], **tensors: Tensor | None) -> None:
+def _per_channel(like: Tensor, shape: Sequence[int], legend: str, **tensors: Tensor | None) -> None:
     dtypes = tuple(dict.fromkeys((like.dtype, compute_dtype(like.dtype))))
     for name, tensor in tensors.items():
         if tensor is not None:
-            _expect(name, tensor, shape, dtypes, like, "= [S, max channels] ")
+            _expect(name, tensor, shape, dtypes, like, f"= [{legend}] ")
 
 
 def _activations(x: Tensor, image: Image, max_channels: int) -> None:
@@ -69,7 +70,25 @@ def _buffer(name: str, tensor: Tensor, slot: int, like: Tensor) -> None:
 
 def _window(kernel: int, stride: int, activation: str = "none") -> None:
     torch._check(kernel >= 1 and stride >= 1, lambda: f"kernel and stride must be at least 1, got {kernel}, {stride}")
-    torch._check(activation in ACTIVATIONS, lambda: f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+    _activation("activation", activation)
+
+
+def _activation(name: str, activation: str) -> None:
+    torch._check(activation in ACTIVATIONS, lambda: f"{name} must be one of {ACTIVATIONS}, got {activation!r}")
+
+
+def _prologue(x: Tensor, max_channels: int, scale: Tensor | None, shift: Tensor | None, activation: str) -> None:
+    _activation("input_activation", activation)
+    torch._check(
+        (scale is None) == (shift is None),
+        lambda: "input_scale and input_shift must be given together or not at all",
+    )
+    torch._check(
+        scale is not None or activation == "none",
+        lambda: f"input_activation must be 'none' without input_scale and input_shift, got {activation!r}",
+    )
+    shape = (x.shape[0], max_channels)
+    _per_channel(x, shape, "slots of x, max channels", input_scale=scale, input_shift=shift)
 
 
 def _shortcut(x: Tensor, slot: int, count: int, shortcut: Tensor | None, shortcut_source: Tensor | None) -> None:
@@ -90,15 +109,7 @@ def _count(tensor: Tensor, name: str) -> int:
     return tensor.shape[0]
 
 
-def generate_weights(
-    basis: Tensor,
-    bias: Tensor,
-    codes: Tensor,
-    cin: Tensor,
-    cout: Tensor,
-    depthwise: bool,
-    scale: Tensor | None,
-) -> None:
+def generate_weights(basis: Tensor, bias: Tensor, codes: Tensor, cin: Tensor, cout: Tensor, depthwise: bool) -> None:
     torch._check(
         basis.dim() == 4 and codes.dim() == 2,
         lambda: f"basis must be [O, I, K, H] and codes [S, H], got {list(basis.shape)} and {list(codes.shape)}",
@@ -114,26 +125,14 @@ def generate_weights(
     _expect("bias", bias, (o, i, taps), (basis.dtype,), basis, "= [O, I, K] ")
     _expect("codes", codes, (s, hidden), (basis.dtype,), basis, "= [S, H] ")
     _indices(basis, s, cin=cin, cout=cout)
-    if scale is not None:
-        _expect("scale", scale, (s, o), (basis.dtype,), basis, "= [S, O] ")
-        torch._check(
-            not (scale.requires_grad and torch.is_grad_enabled()),
-            lambda: "scale, a folded BatchNorm, is not differentiable: detach it, or score under torch.no_grad()",
-        )
 
 
 def generate_weights_backward(
-    grad: Tensor,
-    basis: Tensor,
-    codes: Tensor,
-    cin: Tensor,
-    cout: Tensor,
-    depthwise: bool,
-    scale: Tensor | None,
+    grad: Tensor, basis: Tensor, codes: Tensor, cin: Tensor, cout: Tensor, depthwise: bool
 ) -> None:
     o, i, taps, _ = basis.shape
-    _buffer("grad", grad, weight_slot(i, o, isqrt(taps), depthwise), basis)
-    generate_weights(basis, basis.new_empty(o, i, taps), codes, cin, cout, depthwise, scale)
+    _buffer("grad", grad, weight_slot(i, o, isqrt(taps), basis.dtype, depthwise), basis)
+    generate_weights(basis, basis.new_empty(o, i, taps), codes, cin, cout, depthwise)
 
 
 def ragged_conv(
@@ -142,31 +141,30 @@ def ragged_conv(
     cin: Tensor,
     cout: Tensor,
     source: Tensor,
+    weight_source: Tensor,
     image: Image,
     kernel: int,
     stride: int,
     max_cin: int,
     max_cout: int,
-    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
     activation: str,
     shortcut: Tensor | None,
     shortcut_source: Tensor | None,
+    input_scale: Tensor | None,
+    input_shift: Tensor | None,
+    input_activation: str,
     statistics: bool,
 ) -> None:
     _window(kernel, stride, activation)
     _activations(x, image, max_cin)
     s = _count(cout, "cout")
-    _indices(x, s, cin=cin, cout=cout, source=source)
-    _expect(
-        "weight",
-        weight,
-        (s, weight_slot(max_cin, max_cout, kernel)),
-        (x.dtype,),
-        x,
-        "= [S, O·K·round_up(I)] ",
-    )
-    _per_channel(x, (s, max_cout), bias=bias)
+    _indices(x, s, cin=cin, cout=cout, source=source, weight_source=weight_source)
+    _buffer("weight", weight, weight_slot(max_cin, max_cout, kernel, x.dtype), x)
+    _per_channel(x, (s, max_cout), "S, max channels", scale=scale, shift=shift)
     _shortcut(x, activation_slot(output_image(image, kernel, stride), max_cout), s, shortcut, shortcut_source)
+    _prologue(x, max_cin, input_scale, input_shift, input_activation)
 
 
 def ragged_depthwise(
@@ -174,21 +172,66 @@ def ragged_depthwise(
     weight: Tensor,
     channels: Tensor,
     source: Tensor,
+    weight_source: Tensor,
     image: Image,
     kernel: int,
     stride: int,
     max_channels: int,
-    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
     activation: str,
+    input_scale: Tensor | None,
+    input_shift: Tensor | None,
+    input_activation: str,
     statistics: bool,
 ) -> None:
     _window(kernel, stride, activation)
     _activations(x, image, max_channels)
     s = _count(channels, "channels")
+    _indices(x, s, channels=channels, source=source, weight_source=weight_source)
+    _buffer("weight", weight, weight_slot(1, max_channels, kernel, x.dtype, depthwise=True), x)
+    _per_channel(x, (s, max_channels), "S, max channels", scale=scale, shift=shift)
+    _prologue(x, max_channels, input_scale, input_shift, input_activation)
+
+
+def fused_block(
+    x: Tensor,
+    channels: Tensor,
+    source: Tensor,
+    weights: Sequence[Tensor],
+    weight_sources: Sequence[Tensor],
+    widths: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    image: Image,
+    max_channels: int,
+    max_widths: Sequence[int],
+    depthwise: Sequence[bool],
+    kernels: Sequence[int],
+    strides: Sequence[int],
+    activations: Sequence[str],
+    shortcut: Tensor | None,
+    shortcut_source: Tensor | None,
+) -> None:
+    lists = (weights, weight_sources, widths, scales, shifts, max_widths, depthwise, kernels, strides, activations)
+    lengths = [len(values) for values in lists]
+    torch._check(
+        1 <= lengths[0] <= MAX_FUSED and len(set(lengths)) == 1,
+        lambda: f"a fused block is 1 to {MAX_FUSED} convolutions, each with all its arguments; got lists of {lengths}",
+    )
+    _activations(x, image, max_channels)
+    s = _count(channels, "channels")
     _indices(x, s, channels=channels, source=source)
-    slot = weight_slot(1, max_channels, kernel, depthwise=True)
-    _expect("weight", weight, (s, slot), (x.dtype,), x, "= [S, K·round_up(C)] ")
-    _per_channel(x, (s, max_channels), bias=bias)
+    max_cin = max_channels
+    for j, (weight, kernel, max_width) in enumerate(zip(weights, kernels, max_widths, strict=True)):
+        _window(kernel, strides[j], activations[j])
+        torch._check(max_width >= 1, lambda: f"max_widths must be at least 1, got {list(max_widths)}")
+        _indices(x, s, **{f"weight_sources[{j}]": weight_sources[j], f"widths[{j}]": widths[j]})
+        _buffer(f"weights[{j}]", weight, weight_slot(max_cin, max_width, kernel, x.dtype, depthwise[j]), x)
+        _per_channel(x, (s, max_width), "S, max channels", **{f"scales[{j}]": scales[j], f"shifts[{j}]": shifts[j]})
+        max_cin = max_width
+    out_image = chained_image(image, kernels, strides)
+    _shortcut(x, activation_slot(out_image, max_cin), s, shortcut, shortcut_source)
 
 
 def ragged_normalise(
@@ -207,7 +250,7 @@ def ragged_normalise(
     _activations(x, image, max_channels)
     s = _count(channels, "channels")
     _indices(x, s, channels=channels, source=source)
-    _per_channel(x, (s, max_channels), scale=scale, shift=shift)
+    _per_channel(x, (s, max_channels), "S, max channels", scale=scale, shift=shift)
     _shortcut(x, activation_slot(image, max_channels), s, shortcut, shortcut_source)
 
 
@@ -227,7 +270,7 @@ def score_logits(
         lambda: f"weight must be [classes, max channels], got {list(weight.shape)}",
     )
     _activations(x, image, weight.shape[1])
-    _per_channel(x, weight.shape, weight=weight)
-    _per_channel(x, weight.shape[:1], bias=bias)
+    _per_channel(x, weight.shape, "classes, max channels", weight=weight)
+    _per_channel(x, weight.shape[:1], "classes", bias=bias)
     _expect("labels", labels, (image[0],), (torch.int64,), x, "= [N] ")
     _indices(x, _count(channels, "channels"), channels=channels, source=source)

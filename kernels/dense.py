@@ -1,11 +1,18 @@
-"""What the reference of every op does to one dense subnetwork: precision, statistics, epilogue.
+"""What the references have in common: one dense subnetwork after another, computed by PyTorch.
 
-Legend: S subnetworks, N images, C channels, H W size.
+The tensors of S subnetworks are iterators, so that no more than one subnetwork is held dense at a time, through
+however many convolutions it goes.
+
+Legend: S subnetworks, N images, C or I channels in, O channels out, H W size.
 """
+
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from kernels.layout import Image, read_weights, view_activations
 
 ACTIVATIONS = ("none", "relu", "relu6")
 
@@ -33,8 +40,91 @@ def _in_range(name: str, values_S: Tensor, low: int, high: int) -> list[int]:
     return values
 
 
-def channel_sums(dense_NCHW: Tensor, max_channels: int) -> Tensor:
-    """Per-channel sum and sum of squares over N·H·W, `[2, max_channels]` float64, zero beyond C.
+def rows(tensor: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    """The rows of `tensor`, or None for each of `count` if there is none.
+
+    Taken apart at once: under autograd, indexing row by row would make a gradient of full size for every row.
+    """
+    return [None] * count if tensor is None else tensor.unbind(0)
+
+
+def dense_inputs(
+    x: Tensor,
+    channels: Sequence[int],
+    source: Tensor,
+    image: Image,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "none",
+) -> Iterator[Tensor]:
+    """The input `[N, C_s, H, W]` of each subnetwork in the computing precision.
+
+    With `scale` and `shift` `[slots, max channels]`, rows by slot of x, it is act(x · scale + shift).
+    """
+    slots, dtype = x.unbind(0), compute_dtype(x.dtype)
+    scales, shifts = rows(scale, len(slots)), rows(shift, len(slots))
+    for c, slot in zip(channels, slots_on_host("source", source, len(slots)), strict=True):
+        dense = view_activations(slots[slot], image, c).to(dtype)
+        yield dense if scale is None else finish(dense.clone(), scales[slot], shifts[slot], None, activation)
+
+
+def dense_weights(
+    weight: Tensor,
+    cin: Sequence[int],
+    cout: Sequence[int],
+    weight_source: Tensor,
+    kernel: int,
+    depthwise: bool = False,
+) -> Iterator[Tensor]:
+    """The weights of each subnetwork in the computing precision: `[O_s, I_s, kh, kw]`, or `[C_s, 1, kh, kw]`."""
+    slots, dtype = weight.unbind(0), compute_dtype(weight.dtype)
+    for i, o, slot in zip(cin, cout, slots_on_host("weight_source", weight_source, len(slots)), strict=True):
+        yield read_weights(slots[slot], i, o, kernel, depthwise).to(dtype)
+
+
+def dense_shortcuts(
+    shortcut: Tensor | None, shortcut_source: Tensor | None, channels: Sequence[int], image: Image
+) -> Iterator[Tensor | None]:
+    """The shortcut `[N, C_s, H, W]` of each subnetwork, or None for each if there is none."""
+    if shortcut is None or shortcut_source is None:
+        yield from [None] * len(channels)
+        return
+    slots = shortcut.unbind(0)
+    for c, slot in zip(channels, slots_on_host("shortcut_source", shortcut_source, len(slots)), strict=True):
+        yield view_activations(slots[slot], image, c)
+
+
+def convolve(
+    inputs: Iterable[Tensor],
+    weights: Iterable[Tensor],
+    stride: int,
+    scales: Sequence[Tensor | None],
+    shifts: Sequence[Tensor | None],
+    shortcuts: Iterable[Tensor | None],
+    activation: str,
+    sums: list[Tensor] | None = None,
+) -> Iterator[Tensor]:
+    """act(conv2d(input, weight) · scale[s] + shift[s] + shortcut) of each subnetwork, padded by kernel // 2.
+
+    A weight of one input channel is depthwise. `channel_sums` of the bare convolutions are appended to `sums`.
+    """
+    for s, (x, weight, shortcut) in enumerate(zip(inputs, weights, shortcuts, strict=True)):
+        groups = x.shape[1] // weight.shape[1]
+        out = functional.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=groups)
+        if sums is not None:
+            sums.append(channel_sums(out))
+        yield finish(out, scales[s], shifts[s], shortcut, activation)
+
+
+def stack_sums(sums: Sequence[Tensor] | None, max_channels: int, like: Tensor) -> Tensor:
+    """The sums `[2, C_s]` of each subnetwork as `[S, 2, max channels]`, zero beyond C_s; empty without sums."""
+    if sums is None:
+        return like.new_empty(0, dtype=torch.float64)
+    return torch.stack([functional.pad(total, (0, max_channels - total.shape[1])) for total in sums])
+
+
+def channel_sums(dense_NCHW: Tensor) -> Tensor:
+    """Per-channel sum and sum of squares over N·H·W, `[2, C]` float64.
 
     Accumulated in float64 over blocks of rows that stay in cache, each summed as a product with ones: several
     times faster than `Tensor.sum` down the rows.
@@ -45,13 +135,21 @@ def channel_sums(dense_NCHW: Tensor, max_channels: int) -> Tensor:
         wide = block.to(torch.float64, copy=True)
         ones = wide.new_ones(1, len(wide))
         total = total + torch.cat([ones @ wide, ones @ wide.square()])
-    return functional.pad(total, (0, max_channels - channels))
+    return total
 
 
-def finish(out: Tensor, bias_C: Tensor | None, shortcut: Tensor | None, activation: str) -> Tensor:
-    """act(out + bias + shortcut), in place on `out` `[N, C, H, W]`; `bias_C` may have more than C entries."""
-    if bias_C is not None:
-        out = out.add_(bias_C[: out.shape[1], None, None])
+def finish(
+    out: Tensor, scale_C: Tensor | None, shift_C: Tensor | None, shortcut: Tensor | None, activation: str
+) -> Tensor:
+    """act(out · scale + shift + shortcut), in place on `out` `[N, C, H, W]`.
+
+    `scale_C` and `shift_C` may have more than C entries; None stands for 1 and 0.
+    """
+    channels = out.shape[1]
+    if scale_C is not None:
+        out = out.mul_(scale_C[:channels, None, None])
+    if shift_C is not None:
+        out = out.add_(shift_C[:channels, None, None])
     if shortcut is not None:
         out = out.add_(shortcut)
     if activation == "relu":

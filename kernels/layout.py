@@ -1,13 +1,17 @@
 """Where the numbers of a ragged batch lie in memory.
 
-`S` subnetworks share one buffer of `S` equal slots, sized for the widest of them. Subnetwork `s` uses the
-front of its slot as one dense block, channels last, its channel count rounded up to a multiple of 8:
+Differently wide tensors share one buffer of equal slots, sized for the widest of them. Subnetwork `s` uses the
+front of a slot as one dense block, whose size follows from its own channel counts:
 
-    activations   [N, H, W, round_up(C_s, 8)]            pad channels: unspecified, never read
-    weights       [O_s, K, round_up(I_s, 8)]             pad channels: zero
-    depthwise     [K, round_up(C_s, 8)]                  pad channels: zero
+    activations   [N, H, W, round_up(C_s, 8)]               pad channels: unspecified, never read
+    weights       [ceil(O_s/16), K, ceil(I_s/p), 16, p]     pad channels: zero
+    depthwise     [K, round_up(C_s, 8)]                     pad channels: zero
 
 What lies behind the front is unspecified and never read.
+
+Dense weights are panels of 16 output channels. A row of a panel is sixteen words, one for each of its output
+channels, and a word holds p input channels: 2 in bfloat16, 1 in wider dtypes. Weight (o, i, k) lies at
+`[o // 16, k, i // p, o % 16, i % p]`, so that one register of weights is multiplied by one word of the input.
 
 Legend: S subnetworks, N images, C or I channels in, O channels out, H W size, K = kernel² taps.
 """
@@ -20,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 CHANNEL_MULTIPLE = 8
+PANEL = 16
 
 Image = Sequence[int]
 """(N, H, W): images in the batch, height and width in pixels."""
@@ -41,16 +46,30 @@ def output_image(image: Image, kernel: int, stride: int) -> tuple[int, int, int]
     return n, output_size(height, kernel, stride), output_size(width, kernel, stride)
 
 
+def chained_image(image: Image, kernels: Sequence[int], strides: Sequence[int]) -> Image:
+    """(N, Ho, Wo) after one convolution after another, each padded by `kernel // 2`."""
+    for kernel, stride in zip(kernels, strides, strict=True):
+        image = output_image(image, kernel, stride)
+    return image
+
+
 def activation_slot(image: Image, max_channels: int) -> int:
     """Elements of one activation slot: N · H · W · round_up(max_channels, 8)."""
     n, height, width = image
     return n * height * width * round_up(max_channels)
 
 
-def weight_slot(max_cin: int, max_cout: int, kernel: int, depthwise: bool = False) -> int:
-    """Elements of one weight slot: O · K · round_up(I, 8), or K · round_up(O, 8) if depthwise."""
+def channels_per_word(dtype: torch.dtype) -> int:
+    """Input channels that share one word of a row of dense weights: p in the layout above."""
+    return 2 if dtype.itemsize == 2 else 1
+
+
+def weight_slot(max_cin: int, max_cout: int, kernel: int, dtype: torch.dtype, depthwise: bool = False) -> int:
+    """Elements of one weight slot: ceil(O/16) · K · ceil(I/p) · 16 · p, or K · round_up(O, 8) if depthwise."""
     taps = kernel * kernel
-    return taps * round_up(max_cout) if depthwise else max_cout * taps * round_up(max_cin)
+    if depthwise:
+        return taps * round_up(max_cout)
+    return round_up(max_cout, PANEL) * taps * round_up(max_cin, channels_per_word(dtype))
 
 
 def view_activations(slot: Tensor, image: Image, channels: int) -> Tensor:
@@ -60,12 +79,34 @@ def view_activations(slot: Tensor, image: Image, channels: int) -> Tensor:
     return front[..., :channels].permute(0, 3, 1, 2)
 
 
-def view_weights(slot: Tensor, cin: int, cout: int, kernel: int, depthwise: bool = False) -> Tensor:
-    """The front of one slot `[slot]` as a view `[O_s, I_s, kh, kw]`, or `[C_s, 1, kh, kw]` if depthwise."""
-    front = slot[: weight_slot(cin, cout, kernel, depthwise)]
+def _weight_front(slot: Tensor, cin: int, cout: int, kernel: int, depthwise: bool) -> Tensor:
+    """The front of one slot as a view `[O, I, kh, kw]` with its pad channels; O and I as two dimensions each.
+
+    `[panels, 16, words, p, kh, kw]`, or `[round_up(C_s, 8), 1, 1, 1, kh, kw]` if depthwise.
+    """
+    front = slot[: weight_slot(cin, cout, kernel, slot.dtype, depthwise)]
     if depthwise:
-        return front.view(kernel, kernel, -1)[..., :cout].permute(2, 0, 1).unsqueeze(1)
-    return front.view(cout, kernel, kernel, -1)[..., :cin].permute(0, 3, 1, 2)
+        return front.view(kernel, kernel, -1, 1, 1, 1).permute(2, 3, 4, 5, 0, 1)
+    p = channels_per_word(slot.dtype)
+    return front.view(-1, kernel, kernel, round_up(cin, p) // p, PANEL, p).permute(0, 4, 3, 5, 1, 2)
+
+
+def read_weights(slot: Tensor, cin: int, cout: int, kernel: int, depthwise: bool = False) -> Tensor:
+    """The weights `[O_s, I_s, kh, kw]`, or `[C_s, 1, kh, kw]` if depthwise, at the front of one slot `[slot]`.
+
+    Differentiable in the slot. `cin` is ignored if depthwise.
+    """
+    front = _weight_front(slot, cin, cout, kernel, depthwise)
+    return front.flatten(0, 1).flatten(1, 2)[:cout, : 1 if depthwise else cin]
+
+
+def write_weights(slot: Tensor, dense: Tensor, depthwise: bool = False) -> None:
+    """Write dense weights `[O_s, I_s, kh, kw]`, or `[C_s, 1, kh, kw]` if depthwise, to the front of one slot."""
+    cout, cin, kernel, _ = dense.shape
+    front = _weight_front(slot, cin, cout, kernel, depthwise)
+    rows, columns = front.shape[0] * front.shape[1], front.shape[2] * front.shape[3]
+    padded = functional.pad(dense, (0, 0, 0, 0, 0, columns - cin, 0, rows - cout))
+    front.copy_(padded.unflatten(1, front.shape[2:4]).unflatten(0, front.shape[:2]))
 
 
 def gather_activations(images: Iterable[Tensor], count: int, image: Image, max_channels: int, like: Tensor) -> Tensor:
@@ -113,15 +154,14 @@ def unpack_activations(x: Tensor, channels: Tensor | Sequence[int], image: Image
 
 
 def pack_weights(weights: Sequence[Tensor], max_cin: int, max_cout: int, depthwise: bool = False) -> Tensor:
-    """Lay S dense weights `[O_s, I_s, kh, kw]` out as one buffer `[S, slot]` whose pad channels are zero.
+    """Lay dense weights `[O_s, I_s, kh, kw]` out as one buffer `[S, slot]`, zero wherever there are none.
 
     Depthwise weights are `[C_s, 1, kh, kw]`, C_s at most `max_cout`.
     """
-    kernel = weights[0].shape[-1]
-    buffer = weights[0].new_zeros(len(weights), weight_slot(max_cin, max_cout, kernel, depthwise))
+    kernel, dtype = weights[0].shape[-1], weights[0].dtype
+    buffer = weights[0].new_zeros(len(weights), weight_slot(max_cin, max_cout, kernel, dtype, depthwise))
     for slot, dense in zip(buffer.unbind(0), weights, strict=True):
-        cout, cin = dense.shape[:2]
-        view_weights(slot, cin, cout, kernel, depthwise).copy_(dense)
+        write_weights(slot, dense, depthwise)
     return buffer
 
 
@@ -135,10 +175,10 @@ def unpack_weights(
 ) -> list[Tensor]:
     """The S dense weights `[O_s, I_s, kh, kw]` (`[C_s, 1, kh, kw]` if depthwise) of a buffer `[S, slot]`.
 
-    They are differentiable views. A tensor of widths is read back to the host.
+    They are differentiable in the buffer. A tensor of widths is read back to the host.
     """
     widths = zip(weight.unbind(0), _integers(cin_S), _integers(cout_S), strict=True)
-    return [view_weights(slot, cin, cout, kernel, depthwise) for slot, cin, cout in widths]
+    return [read_weights(slot, cin, cout, kernel, depthwise) for slot, cin, cout in widths]
 
 
 def _integers(values: Tensor | Sequence[int]) -> list[int]:

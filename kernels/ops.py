@@ -1,7 +1,7 @@
 """Every op, declared once: schema, reference, fake kernel, gradient.
 
 An op lives in two namespaces. `metaprune::<op>` takes the kernel registered for the device of its arguments
-(C++ for the CPU in `csrc/ops.cpp`) and falls back on the reference where a device has none.
+(C++ for the CPU, one file per op in `csrc/ops/`) and falls back on the reference where a device has none.
 `metaprune_reference::<op>` is the reference on every device and in every precision: no kernel is ever
 registered there. `kernels.backends` picks.
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from kernels import checks
+from kernels.fused_block.reference import fused_block_reference
 from kernels.generate_weights.reference import generate_weights_backward_reference, generate_weights_reference
-from kernels.layout import activation_slot, output_image, weight_slot
+from kernels.layout import activation_slot, chained_image, output_image, weight_slot
 from kernels.ragged_conv.reference import ragged_conv_reference
 from kernels.ragged_depthwise.reference import ragged_depthwise_reference
 from kernels.ragged_max_pool.reference import ragged_max_pool_reference
@@ -30,6 +31,7 @@ OPS = (
     "generate_weights",
     "ragged_conv",
     "ragged_depthwise",
+    "fused_block",
     "ragged_normalise",
     "ragged_max_pool",
     "score_logits",
@@ -130,7 +132,7 @@ def _differentiate_reference(
 
 def _generate_weights_fake(basis: Tensor, bias: Tensor, codes: Tensor, *rest: Any) -> Tensor:
     o, i, taps, _ = basis.shape
-    return basis.new_empty(codes.shape[0], weight_slot(i, o, isqrt(taps), depthwise=rest[2]))
+    return basis.new_empty(codes.shape[0], weight_slot(i, o, isqrt(taps), basis.dtype, depthwise=rest[2]))
 
 
 def _generate_weights_backward_fake(grad: Tensor, basis: Tensor, codes: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -145,14 +147,14 @@ def _generate_weights_gradient(namespace: str, inputs: tuple[Any, ...], grads: t
 
 _declare(
     "generate_weights",
-    "Tensor basis, Tensor bias, Tensor codes, Tensor cin, Tensor cout, bool depthwise, Tensor? scale",
+    "Tensor basis, Tensor bias, Tensor codes, Tensor cin, Tensor cout, bool depthwise",
     "Tensor",
     generate_weights_reference,
     _generate_weights_fake,
 )
 _declare(
     "generate_weights_backward",
-    "Tensor grad, Tensor basis, Tensor codes, Tensor cin, Tensor cout, bool depthwise, Tensor? scale",
+    "Tensor grad, Tensor basis, Tensor codes, Tensor cin, Tensor cout, bool depthwise",
     "(Tensor, Tensor, Tensor)",
     generate_weights_backward_reference,
     _generate_weights_backward_fake,
@@ -167,38 +169,56 @@ def _activations_and_sums(
     return x.new_empty(count, slot), x.new_empty(sums, dtype=torch.float64)
 
 
-def _ragged_conv_fake(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _ragged_conv_fake(x: Tensor, weight: Tensor, cin: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     image, kernel, stride, _, max_cout, *_, statistics = rest[3:]
     slot = activation_slot(output_image(image, kernel, stride), max_cout)
-    return _activations_and_sums(x, weight.shape[0], slot, max_cout, statistics)
+    return _activations_and_sums(x, cin.shape[0], slot, max_cout, statistics)
 
 
 _declare(
     "ragged_conv",
-    "Tensor x, Tensor weight, Tensor cin, Tensor cout, Tensor source, SymInt[] image, int kernel, "
-    "int stride, int max_cin, int max_cout, Tensor? bias, str activation, Tensor? shortcut, "
-    "Tensor? shortcut_source, bool statistics",
+    "Tensor x, Tensor weight, Tensor cin, Tensor cout, Tensor source, Tensor weight_source, SymInt[] image, "
+    "int kernel, int stride, int max_cin, int max_cout, Tensor? scale, Tensor? shift, str activation, "
+    "Tensor? shortcut, Tensor? shortcut_source, Tensor? input_scale, Tensor? input_shift, str input_activation, "
+    "bool statistics",
     "(Tensor, Tensor)",
     ragged_conv_reference,
     _ragged_conv_fake,
-    differentiable=("x", "weight", "bias", "shortcut"),
+    differentiable=("x", "weight", "scale", "shift", "shortcut", "input_scale", "input_shift"),
 )
 
 
-def _ragged_depthwise_fake(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _ragged_depthwise_fake(x: Tensor, weight: Tensor, channels: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     image, kernel, stride, max_channels, *_, statistics = rest[2:]
     slot = activation_slot(output_image(image, kernel, stride), max_channels)
-    return _activations_and_sums(x, weight.shape[0], slot, max_channels, statistics)
+    return _activations_and_sums(x, channels.shape[0], slot, max_channels, statistics)
 
 
 _declare(
     "ragged_depthwise",
-    "Tensor x, Tensor weight, Tensor channels, Tensor source, SymInt[] image, int kernel, int stride, "
-    "int max_channels, Tensor? bias, str activation, bool statistics",
+    "Tensor x, Tensor weight, Tensor channels, Tensor source, Tensor weight_source, SymInt[] image, int kernel, "
+    "int stride, int max_channels, Tensor? scale, Tensor? shift, str activation, Tensor? input_scale, "
+    "Tensor? input_shift, str input_activation, bool statistics",
     "(Tensor, Tensor)",
     ragged_depthwise_reference,
     _ragged_depthwise_fake,
-    differentiable=("x", "weight", "bias"),
+    differentiable=("x", "weight", "scale", "shift", "input_scale", "input_shift"),
+)
+
+
+def _fused_block_fake(x: Tensor, channels: Tensor, *rest: Any) -> Tensor:
+    image, _, max_widths, _, kernels, strides, *_ = rest[6:]
+    return x.new_empty(channels.shape[0], activation_slot(chained_image(image, kernels, strides), max_widths[-1]))
+
+
+_declare(
+    "fused_block",
+    "Tensor x, Tensor channels, Tensor source, Tensor[] weights, Tensor[] weight_sources, Tensor[] widths, "
+    "Tensor[] scales, Tensor[] shifts, SymInt[] image, int max_channels, int[] max_widths, bool[] depthwise, "
+    "int[] kernels, int[] strides, str[] activations, Tensor? shortcut, Tensor? shortcut_source",
+    "Tensor",
+    fused_block_reference,
+    _fused_block_fake,
 )
 
 _declare(
@@ -228,7 +248,7 @@ _declare(
     "(Tensor, Tensor)",
     score_logits_reference,
     lambda x, weight, bias, labels, channels, *_: (
-        torch.empty_like(channels, dtype=torch.int64),
-        torch.empty_like(channels, dtype=torch.float64),
+        labels.new_empty(channels.shape[0], labels.shape[0], dtype=torch.bool),
+        labels.new_empty(channels.shape[0], labels.shape[0], dtype=torch.float64),
     ),
 )

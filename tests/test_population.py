@@ -1,5 +1,7 @@
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -9,14 +11,14 @@ from hypothesis import strategies as st
 from structures import random_genomes, space_of, tiny_space
 from torch import Tensor, nn
 
-import engine.population
+import kernels
 from engine.data import ImageSet, Preprocessing, open_data
-from engine.population import Scores, ScoringImages, genomes_per_pass, plan, score, score_passes, scoring_images
+from engine.errors import UserError
+from engine.population import Scores, ScoringImages, genomes_per_pass, score, score_passes, scoring_images
 from engine.pruned import ConvBlock, PrunedNet
 from engine.pruningnet import PruningNet
-from engine.space import IMAGE, Gene, Space
-from engine.space.costs import cost_model
 from engine.space.structure import convolutions
+from engine.trie import activation_bytes, plan
 from kernels import backends
 
 # Each with a small hidden size for its PruningNet.
@@ -130,26 +132,116 @@ def test_a_genome_scores_the_same_alone_and_in_a_population(name: str) -> None:
 
 
 @settings(max_examples=10)
-@given(st.lists(st.integers(0, 11), min_size=1, max_size=20), st.integers(1, 9), st.sampled_from(["auto", "reference"]))
-def test_order_duplicates_and_the_size_of_a_pass_change_no_bit_of_a_score(
-    members: list[int], per_pass: int, backend: str
+@given(st.lists(st.integers(0, 11), min_size=1, max_size=20), st.sampled_from([1, 200_000, 1_000_000, 10**9]))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_order_duplicates_and_memory_change_no_bit_of_a_score(
+    dtype: torch.dtype, members: list[int], memory: int
 ) -> None:
-    net = pruningnet("tiny")
+    net = pruningnet("tiny").to_precision(dtype)
     images = images_of(5, calibration=5, scored=3, side=16)
     genome_PG = random_genomes(net.space, 12)
     genome_PG[6:, 0] = genome_PG[0, 0]
-    with backends.use(backend), pytest.MonkeyPatch.context() as patch:
-        reference = score(net, genome_PG, images)
-        patch.setattr(engine.population, "GENOMES_PER_PASS", per_pass)
-        scores = score(net, genome_PG[members], images)
-    assert equal(scores, Scores(reference.correct[members], reference.loss[members], 3))
+    expected = score(net, genome_PG, images, memory=10**9)
+    scores = score(net, genome_PG[members], images, memory)
+    assert equal(scores, Scores(expected.correct[members], expected.loss[members], 3))
 
 
-def test_passes_cover_every_genome_once_and_are_no_larger_than_allowed() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "resnet50"])
+def test_threads_and_image_chunks_change_no_bit_of_a_score(name: str, dtype: torch.dtype) -> None:
+    if backends.chosen("fused_block") == "reference":
+        pytest.skip("PyTorch's own convolutions may round differently for other threads and batches")
+    net = pruningnet(name).to_precision(dtype)
+    images = images_of(net.space.classes, calibration=6, scored=7, side=33)
+    genome_PG = random_genomes(net.space, 3)
+    expected = score(net, genome_PG, images)
+    threads = torch.get_num_threads()
+    for number, memory in ((1, 10**9), (3, 1), (2, 3_000_000)):
+        torch.set_num_threads(number)
+        try:
+            assert equal(score(net, genome_PG, images, memory), expected)
+        finally:
+            torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "resnet50"])
+def test_scores_in_bfloat16_are_near_those_in_float32(name: str) -> None:
+    images = images_of(6, calibration=32, scored=10, side=40)
+    genome_PG = random_genomes(SPACES[name][0], 3)
+    exact = score(pruningnet(name), genome_PG, images)
+    rounded = score(pruningnet(name).to_precision(torch.bfloat16), genome_PG, images)
+    torch.testing.assert_close(rounded.loss, exact.loss, rtol=0.1, atol=0)
+    assert not torch.equal(rounded.loss, exact.loss)
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_passes_cover_every_genome_once_and_fit_the_memory_they_are_given() -> None:
+    net, images = pruningnet("tiny"), images_of(5, 4, 2, 16)
+    genome_PG = random_genomes(net.space, 19)
+    assert [len(members) for members, _ in score_passes(net, genome_PG, images, 10**9)] == [19]
+    one_by_one = [members for members, _ in score_passes(net, genome_PG, images, 1)]
+    assert [len(members) for members in one_by_one] == [1] * 19
+    assert torch.cat(one_by_one).sort().values.tolist() == list(range(19))
+
+
+@given(st.integers(1, 40), st.integers(0, 10**9))
+def test_a_pass_is_the_largest_that_fits(population: int, seed: int) -> None:
+    net, images = pruningnet("tiny"), images_of(5, 4, 2, 16)
+    genome_PG = torch.randint(3, (population, len(net.space.genes)), generator=seeded(seed))
+    needed = [
+        activation_bytes(net.space, plan(net.space, genome_PG[:count]), (4, 16, 16), 4)
+        for count in range(1, population + 1)
+    ]
+    assert needed == sorted(needed)
+    for memory in (0, needed[0], needed[-1] - 1, needed[-1], (needed[0] + needed[-1]) // 2):
+        count = genomes_per_pass(net, genome_PG, images, memory)
+        assert count == 1 or needed[count - 1] <= memory
+        assert count == population or needed[count] > memory
+
+
+class Allocator:
+    """Stands before an op and runs out of memory for so many calls."""
+
+    def __init__(self, op: Callable[..., Any], failures: int) -> None:
+        self.op, self.failures = op, failures
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return self.op(*args, **kwargs)
+
+
+@pytest.mark.parametrize("op", ["ragged_conv", "fused_block"])
+def test_running_out_of_memory_takes_smaller_bites_and_changes_no_score(
+    op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, images = pruningnet("tiny"), images_of(5)
+    genome_PG = random_genomes(net.space, 6)
+    expected = score(net, genome_PG, images)
+    allocator = Allocator(getattr(kernels, op), failures=3)
+    monkeypatch.setattr(kernels, op, allocator)
+    assert equal(score(net, genome_PG, images), expected)
+    assert allocator.failures == 0
+
+
+def test_one_structure_that_does_not_fit_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, images = pruningnet("tiny"), images_of(5)
+    monkeypatch.setattr(kernels, "ragged_conv", Allocator(kernels.ragged_conv, failures=10**9))
+    with pytest.raises(UserError, match="lower --calibration-images"):
+        score(net, random_genomes(net.space, 2), images)
+
+
+def test_an_error_that_is_not_about_memory_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("cin[0] is 0")
+
+    monkeypatch.setattr(kernels, "ragged_conv", broken)
     net = pruningnet("tiny")
-    passes = [members for members, _ in score_passes(net, random_genomes(net.space, 19), images_of(5, 4, 2, 16))]
-    assert [len(members) for members in passes] == [8, 8, 3]
-    assert torch.cat(passes).sort().values.tolist() == list(range(19))
+    with pytest.raises(RuntimeError, match="cin"):
+        score(net, random_genomes(net.space, 2), images_of(5))
 
 
 def test_scoring_twice_gives_the_same_bits() -> None:
@@ -161,7 +253,7 @@ def test_scoring_twice_gives_the_same_bits() -> None:
 # -- images ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_scored_image_counts_once_however_the_images_are_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_scored_image_counts_once() -> None:
     net, images = pruningnet("tiny"), images_of(5)
     genome_PG = random_genomes(net.space, 4)
     whole = score(net, genome_PG, images)
@@ -169,10 +261,6 @@ def test_every_scored_image_counts_once_however_the_images_are_chunked(monkeypat
     assert torch.equal(torch.stack([part.correct for part in parts]).sum(0), whole.correct)
     total = torch.stack([part.loss * part.images for part in parts]).sum(0)
     torch.testing.assert_close(total / 10, whole.loss)
-    monkeypatch.setattr(engine.population, "IMAGE_CHUNK", 3)
-    chunked = score(net, genome_PG, images)
-    assert torch.equal(chunked.correct, whole.correct)
-    torch.testing.assert_close(chunked.loss, whole.loss)
 
 
 def test_every_calibration_image_shapes_the_statistics() -> None:
@@ -206,64 +294,5 @@ def test_calibration_takes_the_first_training_images_and_scoring_the_sub_validat
     images = scoring_images(data, 50)
     assert torch.equal(images.calibration_NCHW, data.preprocessing(train.images(slice(50))))
     assert images.subset is validation
-    assert sum(len(labels) for _, labels in images.chunks()) == len(validation)
+    assert sum(len(labels) for _, labels in images.chunks(100)) == len(validation)
     assert len(scoring_images(data, 10**6).calibration_NCHW) == len(train)
-
-
-# -- the trie ----------------------------------------------------------------------------------------------------------
-
-
-def deciding_genes(space: Space) -> dict[str, list[int]]:
-    """Positions of the genes that decide each layer's output and everything before it: all used so far."""
-    used: list[Gene] = []
-    deciding: dict[str, list[int]] = {IMAGE: []}
-    for conv in space.convs:
-        for width in (conv.cin, conv.cout, *conv.context):
-            if isinstance(width, Gene) and width not in used:
-                used.append(width)
-        deciding[conv.name] = [space.genes.index(gene) for gene in used]
-    return deciding
-
-
-@settings(max_examples=20)
-@given(st.sampled_from(sorted(SPACES)), st.integers(1, 12), st.integers(1, 3), st.integers(0, 2**32))
-def test_a_plan_computes_every_shared_prefix_once_and_reads_the_right_parents(
-    name: str, population: int, choices: int, seed: int
-) -> None:
-    space = SPACES[name][0]
-    # Few choices, so that genomes share prefixes and some are equal.
-    genome_PG = torch.randint(choices, (population, len(space.genes)), generator=seeded(seed))
-    deciding = deciding_genes(space)
-
-    def nodes(layer: str, genomes: list[list[int]]) -> list[tuple[int, ...]]:
-        return [tuple(genome[gene] for gene in deciding[layer]) for genome in genomes]
-
-    computed: dict[str, list[tuple[int, ...]]] = {IMAGE: [()]}
-    for conv, instances in zip(space.convs, plan(space, genome_PG), strict=True):
-        genome_SG = instances.genome_SG.tolist()
-        computed[conv.name] = nodes(conv.name, genome_SG)
-        wanted = nodes(conv.name, genome_PG.tolist())
-        assert sorted(computed[conv.name]) == sorted(set(wanted))
-        assert [computed[conv.name][s] for s in instances.instance_P.tolist()] == wanted
-        for read, source_S in ((conv.source, instances.source_S), (conv.shortcut, instances.shortcut_S)):
-            assert (read is None) == (source_S is None)
-            if read is not None and source_S is not None:
-                assert [computed[read][s] for s in source_S.tolist()] == nodes(read, genome_SG)
-
-
-def test_genomes_that_differ_in_the_last_gene_alone_share_all_but_the_last_layers() -> None:
-    space = space_of("mobilenet_v1")
-    genome_PG = space.uniform_choice(5).repeat(4, 1)
-    genome_PG[:, -1] = torch.arange(4)
-    # The last gene is the output of block 12: its weights, and those of block 13, depend on it.
-    assert [len(instances.genome_SG) for instances in plan(space, genome_PG)] == [1] * 23 + [4] * 4
-
-
-def test_a_pass_takes_fewer_genomes_where_calibration_takes_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    space, images = space_of("mobilenet_v1", 6), images_of(6)
-    assert genomes_per_pass(space, images) == engine.population.GENOMES_PER_PASS
-    monkeypatch.setattr(engine.population, "PASS_BYTES", 1)
-    assert genomes_per_pass(space, images) == 1
-    peak = int(cost_model(space, 40).peak_activation_bytes(space.uniform_choice(30)))
-    monkeypatch.setattr(engine.population, "PASS_BYTES", 3 * 2 * 12 * peak)
-    assert genomes_per_pass(space, images) == 3

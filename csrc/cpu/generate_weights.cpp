@@ -1,18 +1,44 @@
 #include "generate_weights.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <vector>
+#include <numeric>
+
+#include "workspace.h"
 
 namespace metaprune {
 namespace {
 
+// One subnetwork's share of a run of tiles.
+struct Kept {
+    std::int64_t subnetwork;
+    std::int64_t rows;               // channels of the panel it keeps, 1..kPanel
+    std::int64_t stored;             // channels of the panel its front has room for
+    std::int64_t cin;                // input channels it keeps
+    std::int64_t offset, tap, step;  // the weights of (tap k, channel i) begin at offset + k·tap + i·step
+};
+
+// A tile is a panel's rows for one tap and this many input channels.
+constexpr std::int64_t kPair = 2;
+
+// The pairs of input channels in a run, the unit in which tiles are dealt out to the blocks.
+template <typename T>
+std::int64_t run_pairs(const GenerateWeights<T>& a) {
+    constexpr std::int64_t kRunBytes = 1 << 20, kRunsPerBlock = 4;
+    const std::int64_t pairs = round_up(a.O, kPanel) / kPanel * (round_up(a.I, kPair) / kPair);
+    const std::int64_t pair_bytes = kPanel * kPair * a.K * a.H * static_cast<std::int64_t>(sizeof(T));
+    return std::max(1 + std::min(kRunBytes / pair_bytes, pairs / (kBlocks * kRunsPerBlock)), 1 + 7 / a.K);
+}
+
 // Working memory of one thread.
 struct Scratch {
-    float* rows;                // [16, padded_hidden(H)]
-    float* gradients;           // [S, 16]
-    std::int32_t* subnetworks;  // [S]
+    std::int64_t pairs;         // in a run
+    float* tile;                // [kPair, kPanel, padded_hidden(H)], or with the last two axes exchanged
+    float* bias;                // [a run's channels and taps, rounded up to 32, kPanel]
+    float* gradients;           // [S, kPair, kPanel]
+    Kept* kept;                 // [S]
+    const std::int32_t* order;  // [S], the subnetworks with more input channels first
 };
 
 }  // namespace
@@ -24,40 +50,45 @@ struct Scratch {
 namespace metaprune {
 namespace {
 
-class Workspace {
-  public:
-    Workspace(std::int64_t S, std::int64_t H)
-        : floats_(kMaxLanes * (padded_hidden(H) + S + 1)), subnetworks_(S), hidden_(padded_hidden(H)) {}
-
-    Scratch scratch() {
-        void* aligned = floats_.data();
-        std::size_t space = floats_.size() * sizeof(float);
-        float* rows = static_cast<float*>(std::align(kMaxLanes * sizeof(float), 1, aligned, space));
-        return {rows, rows + kMaxLanes * hidden_, subnetworks_.data()};
+template <typename T>
+Scratch make_scratch(const GenerateWeights<T>& a) {
+    Scratch scratch{};
+    scratch.pairs = run_pairs(a);
+    const std::int64_t tile = kPair * kPanel * padded_hidden(a.H),
+                       bias = round_up(scratch.pairs * kPair * a.K, 32) * kPanel,
+                       gradients = a.S * kPair * kPanel;
+    const auto floats = static_cast<std::size_t>(tile + bias + gradients);
+    const auto S = static_cast<std::size_t>(a.S);
+    std::byte* memory = workspace(floats * sizeof(float) + S * (sizeof(Kept) + sizeof(std::int32_t)));
+    scratch.tile = reinterpret_cast<float*>(memory);
+    scratch.bias = scratch.tile + tile;
+    scratch.gradients = scratch.bias + bias;
+    scratch.kept = reinterpret_cast<Kept*>(scratch.gradients + gradients);
+    auto* order = reinterpret_cast<std::int32_t*>(scratch.kept + a.S);
+    std::iota(order, order + a.S, 0);
+    if (!a.depthwise) {
+        // Ties by number: one order whatever the sorting algorithm.
+        std::sort(order, order + a.S, [&](std::int32_t s, std::int32_t t) {
+            return a.cin[s] != a.cin[t] ? a.cin[s] > a.cin[t] : s < t;
+        });
     }
-
-  private:
-    static constexpr std::int64_t kMaxLanes = 16;
-    std::vector<float> floats_;
-    std::vector<std::int32_t> subnetworks_;
-    std::int64_t hidden_;
-};
+    scratch.order = order;
+    return scratch;
+}
 
 }  // namespace
 
 template <typename T>
 void generate_weights(Isa isa, const GenerateWeights<T>& args, T* weight, std::int64_t begin,
                       std::int64_t end) {
-    Workspace workspace(args.S, args.H);
-    METAPRUNE_CALL(isa, generate_weights(args, weight, workspace.scratch(), begin, end));
+    METAPRUNE_CALL(isa, generate_weights(args, weight, make_scratch(args), begin, end));
 }
 
 template <typename T>
 void generate_weights_backward(Isa isa, const GenerateWeights<T>& args,
                                const GenerateWeightsGradients<T>& gradients, std::int64_t begin,
                                std::int64_t end) {
-    Workspace workspace(args.S, args.H);
-    METAPRUNE_CALL(isa, generate_weights_backward(args, gradients, workspace.scratch(), begin, end));
+    METAPRUNE_CALL(isa, generate_weights_backward(args, gradients, make_scratch(args), begin, end));
 }
 
 #define INSTANTIATE(T)                                                                              \

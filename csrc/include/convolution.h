@@ -7,15 +7,11 @@
 
 #include <cstdint>
 
+#include "clamp.h"
 #include "isa.h"
 #include "storage.h"
 
 namespace metaprune {
-
-// y = min(max(x, low), high): no activation, relu and relu6.
-struct Clamp {
-    float low, high;
-};
 
 // One convolution, padded by kernel / 2: y = clamp(conv(x) · scale + shift).
 template <typename T>
@@ -23,9 +19,9 @@ struct Stage {
     bool depthwise;
     std::int64_t kernel, stride;
     Clamp clamp;
-    std::int64_t max_channels;          // out
-    const std::int32_t* channels;       // [S], 1..max_channels
-    const T* weight;                    // slots of `weight_slot` elements
+    std::int64_t max_channels;     // out
+    const std::int32_t* channels;  // [S], 1..max_channels
+    const T* weight;               // slots of `weight_slot` elements
     std::int64_t weight_slot;
     const std::int32_t* weight_source;  // [S]
     const float* scale;                 // [S, max_channels], or null: 1
@@ -37,20 +33,20 @@ inline constexpr int kMaxStages = 3;
 template <typename T>
 struct Chain {
     std::int64_t S, N, H, W;
-    std::int64_t max_channels;          // of x
-    const T* x;                         // slots of activations
-    const std::int32_t* source;         // [S], slots of x
-    const std::int32_t* channels;       // [S], 1..max_channels
-    const float* input_scale;           // [slots of x, max_channels], or null: x is taken as it is
-    const float* input_shift;           // likewise
+    std::int64_t max_channels;     // of x
+    const T* x;                    // slots of activations
+    const std::int32_t* source;    // [S], slots of x
+    const std::int32_t* channels;  // [S], 1..max_channels
+    const float* input_scale;      // [slots of x, max_channels], or null: x is taken as it is
+    const float* input_shift;      // likewise
     Clamp input_clamp;
     int stages;
     Stage<T> stage[kMaxStages];
-    const T* shortcut;                  // slots like those of y, added before the last clamp, or null
+    const T* shortcut;                    // slots like those of y, added before the last clamp, or null
     const std::int32_t* shortcut_source;  // [S]
-    T* y;                               // S slots
-    std::int64_t group;                 // images of one item of work
-    double* sums;                       // [S, groups, 2, max channels of y] of the bare last convolution, or null
+    T* y;                                 // S slots
+    std::int64_t group;                   // images of one item of work
+    double* sums;  // [S, groups, 2, max channels of y] of the bare last convolution, or null
 
     std::int64_t groups() const { return (N + group - 1) / group; }
     // Height or width after the first `stages` convolutions.
@@ -62,7 +58,8 @@ struct Chain {
     }
 };
 
-// Images that are worth one item of work: it depends on the shapes alone, because sums are added item by item.
+// Images that are worth one item of work: it depends on the shapes alone, because sums are added item by
+// item.
 template <typename T>
 std::int64_t images_per_group(const Chain<T>& chain);
 

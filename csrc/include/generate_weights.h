@@ -1,8 +1,8 @@
 // generate_weights over raw pointers; the maths is in kernels/generate_weights/README.md.
 //
 // Legend: S subnetworks, O channels out, I channels in, K kernel taps, H hidden size; arrays are contiguous,
-// last axis fastest. A depthwise convolution of C channels is the dense one with O = 1, I = C, cin[s] = C_s
-// and cout[s] = 1: basis and packed weights are the same bytes. Only its scale differs: it runs along I.
+// last axis fastest. A depthwise convolution of C channels and t taps is the dense one with O = C, I = t,
+// K = 1 and cin[s] = t: its basis is the same bytes. Only its weights lie differently.
 
 #pragma once
 
@@ -17,31 +17,30 @@ namespace metaprune {
 // has one order. Blocks are the unit of parallelism and cost about the same.
 inline constexpr std::int64_t kBlocks = 64;
 
-// Codes and their gradients have rows of this many floats, zero beyond H.
-constexpr std::int64_t padded_hidden(std::int64_t H) { return (H + 15) / 16 * 16; }
+// Codes and their gradients have rows of this many floats, zero beyond H: two registers at a time.
+constexpr std::int64_t padded_hidden(std::int64_t H) { return round_up(H, 32); }
 
 template <typename T>
 struct GenerateWeights {
     std::int64_t S, O, I, K, H;
-    const T* basis;            // [O, I, K, H]
-    const T* bias;             // [O, I, K], forward only
-    const float* codes;        // [S, padded_hidden(H)]
-    const T* scale;            // [S, O], or [S, I] if depthwise, or null
-    bool depthwise;            // O = 1 and scale along I
-    const std::int32_t* cin;   // [S], 1..I
+    const T* basis;      // [O, I, K, H]
+    const T* bias;       // [O, I, K], forward only
+    const float* codes;  // [S, padded_hidden(H)]
+    bool depthwise;
+    const std::int32_t* cin;   // [S], 1..I; not read if depthwise
     const std::int32_t* cout;  // [S], 1..O
     std::int64_t slot;         // elements from the weights of one subnetwork to those of the next
 };
 
-// Write blocks [begin, end) of weight [S, slot]: fronts [cout_s, K, round_up(cin_s, 8)] with zero pad
-// channels.
+// Write blocks [begin, end) of weight [S, slot]: the fronts [ceil(cout_s/16), K, ceil(cin_s/p), 16, p], or
+// [I, round_up(cout_s, 8)] if depthwise, zero in their padding.
 template <typename T>
 void generate_weights(Isa isa, const GenerateWeights<T>& args, T* weight, std::int64_t begin,
                       std::int64_t end);
 
 template <typename T>
 struct GenerateWeightsGradients {
-    const T* weight;  // [S, slot], given; pad channels are not read
+    const T* weight;  // [S, slot], given; padding does not count
     T* basis;         // [O, I, K, H], zero outside all crops
     T* bias;          // [O, I, K], likewise
     float* codes;  // [kBlocks, S, padded_hidden(H)], zero on entry: the sum over the blocks is the gradient

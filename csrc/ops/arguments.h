@@ -20,7 +20,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 inline void expect(const char* name, const Tensor& tensor, ScalarType dtype,
-            std::initializer_list<std::int64_t> shape) {
+                   std::initializer_list<std::int64_t> shape) {
     bool matches = tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == dtype &&
                    tensor.dim() == static_cast<std::int64_t>(shape.size());
     std::int64_t axis = 0;
@@ -28,15 +28,25 @@ inline void expect(const char* name, const Tensor& tensor, ScalarType dtype,
     STD_TORCH_CHECK(matches, name, " has a shape, dtype, device or strides this kernel does not take");
 }
 
-inline const std::int32_t* expect_widths(const char* name, const Tensor& tensor, std::int64_t S,
-                                  std::int64_t limit) {
+inline const std::int32_t* expect_integers(const char* name, const Tensor& tensor, std::int64_t S,
+                                           std::int64_t low, std::int64_t high) {
     expect(name, tensor, ScalarType::Int, {S});
-    const auto* widths = tensor.const_data_ptr<std::int32_t>();
+    const auto* values = tensor.const_data_ptr<std::int32_t>();
     for (std::int64_t s = 0; s < S; ++s) {
-        STD_TORCH_CHECK(widths[s] >= 1 && widths[s] <= limit, name, "[", s, "] is ", widths[s],
-                        "; legal values are 1..", limit);
+        STD_TORCH_CHECK(values[s] >= low && values[s] <= high, name, "[", s, "] is ", values[s],
+                        "; legal values are ", low, "..", high);
     }
-    return widths;
+    return values;
+}
+
+inline const std::int32_t* expect_widths(const char* name, const Tensor& tensor, std::int64_t S,
+                                         std::int64_t limit) {
+    return expect_integers(name, tensor, S, 1, limit);
+}
+
+inline const std::int32_t* expect_slots(const char* name, const Tensor& tensor, std::int64_t S,
+                                        std::int64_t slots) {
+    return expect_integers(name, tensor, S, 0, slots - 1);
 }
 
 template <typename T>

@@ -22,7 +22,7 @@ from engine.files import write_atomically
 Config = TypeVar("Config")
 CONFIG = "config.toml"
 # Options that say how a run is carried out, not what it computes: a resumed run takes those it is given.
-FREE = {"out", "resume", "overwrite", "debug", "device", "checkpoint_minutes"}
+FREE = {"out", "resume", "overwrite", "debug", "device", "checkpoint_minutes", "memory"}
 
 
 def check_output(out: Path, resume: bool, overwrite: bool) -> None:

@@ -18,7 +18,8 @@ from engine.pruningnet import PruningNet
 class ScoreCache:
     """Scores of one PruningNet, remembered across searches and budgets: ``RUN/scores/KEY.jsonl``.
 
-    ``key`` says what a score depends on besides the genome: PruningNet, splits, calibration, device and kernels.
+    ``key`` says what a score depends on besides the genome: PruningNet, splits, calibration, precision, device
+    and kernels.
     A line cut short by a crash is dropped.
     """
 
@@ -36,14 +37,19 @@ class ScoreCache:
             with self.path.open("r+b") as file:
                 file.truncate(sum(len(line) + 1 for line in lines[:-1]))
 
-    def score_missing(self, net: PruningNet, genome_PG: Tensor, images: ScoringImages) -> Iterator[int]:
-        """Score the genomes that are not cached, yielding how many each pass added once they are on disk."""
+    def score_missing(
+        self, net: PruningNet, genome_PG: Tensor, images: ScoringImages, memory: int | None = None
+    ) -> Iterator[int]:
+        """Score the genomes that are not cached, yielding how many each pass added once they are on disk.
+
+        ``memory``: see `engine.population.score_passes`.
+        """
         missing = [row for row in genome_PG.tolist() if tuple(row) not in self.scores]
         if not missing:
             return
         self.path.parent.mkdir(exist_ok=True)
         genome_MG = genome_PG.new_tensor(missing)
-        for members, scores in score_passes(net, genome_MG, images):
+        for members, scores in score_passes(net, genome_MG, images, memory):
             with self.path.open("a", encoding="utf-8") as file:
                 for row, correct, loss in zip(
                     genome_MG[members].tolist(), scores.correct.tolist(), scores.loss.tolist(), strict=True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.dense import compute_dtype, widths_on_host
-from kernels.layout import view_weights, weight_slot
+from kernels.layout import read_weights, weight_slot, write_weights
 
 
 def crops(cin: Tensor, cout: Tensor, basis: Tensor, depthwise: bool) -> list[tuple[int, int]]:
@@ -20,41 +20,26 @@ def crops(cin: Tensor, cout: Tensor, basis: Tensor, depthwise: bool) -> list[tup
 
 
 def generate_weights_reference(
-    basis: Tensor,
-    bias: Tensor,
-    codes: Tensor,
-    cin: Tensor,
-    cout: Tensor,
-    depthwise: bool,
-    scale: Tensor | None,
+    basis: Tensor, bias: Tensor, codes: Tensor, cin: Tensor, cout: Tensor, depthwise: bool
 ) -> Tensor:
-    """w[s,o,i,k] = (Σ_h basis[o,i,k,h] · codes[s,h] + bias[o,i,k]) · scale[s,o] for o < cout[s], i < cin[s].
+    """w[s,o,i,k] = Σ_h basis[o,i,k,h] · codes[s,h] + bias[o,i,k] for o < cout[s], i < cin[s].
 
     Shapes and errors: `kernels.generate_weights`. Returns `[S, slot]` in the dtype of `basis`.
     """
     max_cout, max_cin, taps, hidden = basis.shape
     kernel, dtype = isqrt(taps), compute_dtype(basis.dtype)
-    weight = basis.new_empty(codes.shape[0], weight_slot(max_cin, max_cout, kernel, depthwise))
+    weight = basis.new_empty(codes.shape[0], weight_slot(max_cin, max_cout, kernel, basis.dtype, depthwise))
     for s, (o, i) in enumerate(crops(cin, cout, basis, depthwise)):
         rows = basis[:o].to(dtype).view(-1, hidden)
         dense = torch.mv(rows, codes[s].to(dtype)).view(o, max_cin, taps) + bias[:o]
-        if scale is not None:
-            dense = dense * scale[s, :o, None, None]
-        front = weight[s, : weight_slot(i, o, kernel, depthwise)].zero_()
-        view_weights(front, i, o, kernel, depthwise).copy_(dense[:, :i].unflatten(2, (kernel, kernel)))
+        write_weights(weight[s], dense[:, :i].unflatten(2, (kernel, kernel)), depthwise)
     return weight
 
 
 def generate_weights_backward_reference(
-    grad: Tensor,
-    basis: Tensor,
-    codes: Tensor,
-    cin: Tensor,
-    cout: Tensor,
-    depthwise: bool,
-    scale: Tensor | None,
+    grad: Tensor, basis: Tensor, codes: Tensor, cin: Tensor, cout: Tensor, depthwise: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `generate_weights`. With g[s,o,i,k] = grad · scale[s,o] inside the crop of s, else 0:
+    """The gradients of `generate_weights`. With g[s,o,i,k] = grad inside the crop of s, else 0:
 
         d_basis[o,i,k,h] = Σ_s g[s,o,i,k] · codes[s,h]
         d_bias[o,i,k]    = Σ_s g[s,o,i,k]
@@ -68,9 +53,7 @@ def generate_weights_backward_reference(
     g_SOIK = basis.new_zeros(codes.shape[0], max_cout, max_cin, taps, dtype=dtype)
     d_codes = torch.empty_like(codes)
     for s, (o, i) in enumerate(crops(cin, cout, basis, depthwise)):
-        g = g_SOIK[s, :o, :i].copy_(view_weights(grad[s], i, o, kernel, depthwise).flatten(2))
-        if scale is not None:
-            g *= scale[s, :o, None, None]
+        g = g_SOIK[s, :o, :i].copy_(read_weights(grad[s], i, o, kernel, depthwise).flatten(2))
         d_codes[s] = torch.mv(basis[:o, :i].to(dtype).reshape(-1, hidden).T, g.reshape(-1))
     d_basis = torch.mm(g_SOIK.view(len(codes), -1).T, codes.to(dtype)).view_as(basis)
     return d_basis.to(basis.dtype), g_SOIK.sum(0).to(basis.dtype), d_codes

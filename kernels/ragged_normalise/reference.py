@@ -3,13 +3,10 @@
 Legend: S subnetworks, N images, C channels.
 """
 
-from collections.abc import Iterator
-
-import torch
 from torch import Tensor
 
-from kernels.dense import compute_dtype, finish, slots_on_host, widths_on_host
-from kernels.layout import Image, gather_activations, view_activations
+from kernels.dense import dense_inputs, dense_shortcuts, finish, widths_on_host
+from kernels.layout import Image, gather_activations
 
 
 def ragged_normalise_reference(
@@ -28,20 +25,11 @@ def ragged_normalise_reference(
 
     Shapes and errors: `kernels.ragged_normalise`.
     """
-    dtype = compute_dtype(x.dtype)
-    sources = slots_on_host("source", source, x.shape[0])
     widths = widths_on_host("channels", channels, max_channels)
-    inputs, scales, shifts = x.unbind(0), scale.to(dtype).unbind(0), shift.to(dtype).unbind(0)
-    shortcuts = None
-    if shortcut is not None and shortcut_source is not None:
-        slots = shortcut.unbind(0)
-        shortcuts = [slots[i] for i in slots_on_host("shortcut_source", shortcut_source, len(slots))]
-
-    def outputs() -> Iterator[Tensor]:
-        for s, c in enumerate(widths):
-            dense = view_activations(inputs[sources[s]], image, c).to(dtype)
-            out = torch.addcmul(shifts[s][:c, None, None], dense, scales[s][:c, None, None])
-            added = None if shortcuts is None else view_activations(shortcuts[s], image, c)
-            yield finish(out, None, added, activation)
-
-    return gather_activations(outputs(), len(widths), image, max_channels, x)
+    inputs = dense_inputs(x, widths, source, image)
+    shortcuts = dense_shortcuts(shortcut, shortcut_source, widths, image)
+    outputs = (
+        finish(dense.clone(), scale_C, shift_C, added, activation)
+        for dense, scale_C, shift_C, added in zip(inputs, scale.unbind(0), shift.unbind(0), shortcuts, strict=True)
+    )
+    return gather_activations(outputs, len(widths), image, max_channels, x)

@@ -14,19 +14,17 @@ from kernels.layout import Image, view_activations
 def score_logits_reference(
     x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, channels: Tensor, source: Tensor, image: Image
 ) -> tuple[Tensor, Tensor]:
-    """Top-1 count and loss sum of logits[s] = mean_HW(x[source[s]]) @ weight[:, :channels[s]]ᵀ + bias.
+    """Top-1 hits and losses of logits[s] = mean_HW(x[source[s]]) @ weight[:, :channels[s]]ᵀ + bias, by image.
 
     Shapes and errors: `kernels.score_logits`.
     """
     dtype = compute_dtype(x.dtype)
     sources = slots_on_host("source", source, x.shape[0])
     widths = widths_on_host("channels", channels, weight.shape[1])
-    correct = torch.empty(len(widths), dtype=torch.int64, device=x.device)
-    loss_sum = torch.empty(len(widths), dtype=torch.float64, device=x.device)
-    for s, c in enumerate(widths):
-        features = view_activations(x[sources[s]], image, c).mean((2, 3), dtype=dtype)
+    correct, losses = [], []
+    for c, slot in zip(widths, sources, strict=True):
+        features = view_activations(x[slot], image, c).mean((2, 3), dtype=dtype)
         logits = functional.linear(features, weight[:, :c].to(dtype), bias.to(dtype))
-        hit = (logits.argmax(1) == labels) & ~logits.isnan().any(1)
-        correct[s] = hit.sum()
-        loss_sum[s] = functional.cross_entropy(logits.double(), labels, reduction="sum")
-    return correct, loss_sum
+        correct.append((logits.argmax(1) == labels) & ~logits.isnan().any(1))
+        losses.append(functional.cross_entropy(logits.double(), labels, reduction="none"))
+    return torch.stack(correct), torch.stack(losses)

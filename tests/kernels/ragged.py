@@ -3,12 +3,20 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.layout import Image, activation_slot, view_activations, view_weights, weight_slot
+from kernels.layout import Image, activation_slot, view_activations, weight_slot, write_weights
 
 NAN = float("nan")
+DTYPES = [torch.float32, torch.bfloat16]
+ACTIVATIONS = ["none", "relu", "relu6"]
+# The fixture `kernel` is the same for all examples of a test, as it should be.
+one_kernel_for_all_examples = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+# Most channels of a layer: the least, whole and broken registers and panels of weights, primes, and a wide one.
+limits = st.sampled_from([1, 2, 7, 8, 9, 16, 17, 24, 31, 33, 40, 70]) | st.integers(1, 40)
 
 
 def int32(values: Sequence[int]) -> Tensor:
@@ -25,7 +33,7 @@ def widths(draw: st.DrawFn, count: int, limit: int) -> list[int]:
 @st.composite
 def images(draw: st.DrawFn) -> tuple[int, int, int]:
     """(N, H, W) from 1 × 1 pixel up."""
-    return draw(st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7)))
+    return draw(st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12)))
 
 
 def random_activations(channels: Sequence[int], image: Image, dtype: torch.dtype) -> list[Tensor]:
@@ -44,14 +52,20 @@ def poisoned_activations(images: Sequence[Tensor], max_channels: int) -> Tensor:
 
 
 def poisoned_weights(weights: Sequence[Tensor], max_cin: int, max_cout: int, depthwise: bool = False) -> Tensor:
-    """The weights packed, zero in pad channels, NaN behind the fronts."""
-    kernel = weights[0].shape[-1]
-    packed = torch.full((len(weights), weight_slot(max_cin, max_cout, kernel, depthwise)), NAN, dtype=weights[0].dtype)
-    for row, dense in zip(packed, weights, strict=True):
-        cout, cin = dense.shape[:2]
-        front = row[: weight_slot(cin, cout, kernel, depthwise)].zero_()
-        view_weights(front, cin, cout, kernel, depthwise).copy_(dense)
+    """The weights packed, zero in pad channels, NaN behind the fronts; after them a slot of nothing but NaN."""
+    kernel, dtype = weights[0].shape[-1], weights[0].dtype
+    packed = torch.full((len(weights) + 1, weight_slot(max_cin, max_cout, kernel, dtype, depthwise)), NAN, dtype=dtype)
+    for slot, dense in zip(packed, weights, strict=False):
+        write_weights(slot, dense, depthwise)
     return packed
+
+
+def poisoned_channels(channels: Sequence[int], limit: int) -> Tensor:
+    """Random numbers of order one per subnetwork and channel `[S, limit]`, NaN beyond a subnetwork's channels."""
+    numbers = torch.randn(len(channels), limit)
+    for row, c in zip(numbers, channels, strict=True):
+        row[c:] = NAN
+    return numbers
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
@@ -68,12 +82,12 @@ def error(actual: Tensor, exact: Tensor) -> float:
     return (actual.double() - exact).abs().max().item()
 
 
-def assert_as_exact_as_torch(actual: Tensor, in_torch: Tensor, exact: Tensor) -> None:
+def assert_as_exact_as_torch(actual: Tensor, in_torch: Tensor, exact: Tensor, inner: float = 0) -> None:
     """At most twice the error of PyTorch's own result in the same precision, against float64.
 
     PyTorch's may be zero by luck: the float32 rounding of a few terms of order one, and of the result to its own
-    precision, is allowed on top.
+    precision, is allowed on top; so is that of an inner result of size `inner`, where a kernel may round one.
     """
     largest = exact.abs().max().item()
-    luck = 4 * torch.finfo(torch.float32).eps * (1 + largest) + torch.finfo(actual.dtype).eps * largest
+    luck = 4 * torch.finfo(torch.float32).eps * (1 + largest) + torch.finfo(actual.dtype).eps * (largest + inner)
     assert error(actual, exact) <= 2 * error(in_torch, exact) + luck

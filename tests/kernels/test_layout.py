@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ragged import images, random_activations, widths
+from ragged import DTYPES, NAN, images, limits, random_activations, widths
 from torch.nn import functional
 
 import kernels
+from kernels.layout import read_weights, write_weights
 
 
 @pytest.mark.parametrize(("n", "expected"), [(0, 0), (1, 8), (8, 8), (9, 16)])
@@ -31,15 +32,49 @@ def test_activations_survive_packing(data: st.DataObject, image: tuple[int, int,
         assert torch.equal(actual, expected)
 
 
-@given(data=st.data(), limit=st.integers(1, 19), kernel=st.sampled_from([1, 3]), depthwise=st.booleans())
-def test_weights_survive_packing(data: st.DataObject, limit: int, kernel: int, depthwise: bool) -> None:
-    cout = data.draw(widths(3, limit))
-    cin = [1, 1, 1] if depthwise else data.draw(widths(3, limit))
-    dense = [torch.randn(o, i, kernel, kernel) for o, i in zip(cout, cin, strict=True)]
-    weight = kernels.pack_weights(dense, limit, limit, depthwise)
-    assert weight.shape == (3, kernels.weight_slot(limit, limit, kernel, depthwise))
+@given(
+    data=st.data(),
+    max_cin=limits,
+    max_cout=limits,
+    kernel=st.sampled_from([1, 3]),
+    depthwise=st.booleans(),
+    dtype=st.sampled_from([*DTYPES, torch.float64]),
+)
+def test_weights_survive_packing(
+    data: st.DataObject, max_cin: int, max_cout: int, kernel: int, depthwise: bool, dtype: torch.dtype
+) -> None:
+    cout = data.draw(widths(3, max_cout))
+    cin = [1, 1, 1] if depthwise else data.draw(widths(3, max_cin))
+    dense = [torch.randn(o, i, kernel, kernel).to(dtype) for o, i in zip(cout, cin, strict=True)]
+    weight = kernels.pack_weights(dense, max_cin, max_cout, depthwise)
+    assert weight.shape == (3, kernels.weight_slot(max_cin, max_cout, kernel, dtype, depthwise))
     actual = kernels.unpack_weights(weight, torch.tensor(cin), torch.tensor(cout), kernel=kernel, depthwise=depthwise)
     assert all(torch.equal(a, d) for a, d in zip(actual, dense, strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "p"), [(torch.float32, 1), (torch.bfloat16, 2), (torch.float64, 1)])
+def test_a_dense_weight_lies_in_the_panel_of_its_output_channel(dtype: torch.dtype, p: int) -> None:
+    cout, cin, taps, rows = 21, 5, 9, (5 + p - 1) // p
+    dense = torch.randn(cout, cin, 3, 3).to(dtype)
+    front = 2 * taps * rows * 16 * p
+    assert kernels.weight_slot(cin, cout, 3, dtype) == front
+    slot = torch.full((front + 7,), NAN, dtype=dtype)
+    write_weights(slot, dense)
+    panels = slot[:front].view(2, taps, rows, 16, p)
+    for o in range(cout):
+        for i in range(cin):
+            assert torch.equal(panels[o // 16, :, i // p, o % 16, i % p], dense[o, i].flatten())
+    assert panels.count_nonzero() == dense.numel()
+    assert slot[front:].isnan().all()
+
+
+def test_a_depthwise_weight_lies_in_the_row_of_its_tap() -> None:
+    dense = torch.randn(11, 1, 3, 3)
+    slot = torch.full((9 * 16,), NAN)
+    write_weights(slot, dense, depthwise=True)
+    rows = slot.view(9, 16)
+    assert torch.equal(rows[:, :11], dense.flatten(1).T)
+    assert not rows[:, 11:].any()
 
 
 def test_a_slot_is_channels_last_with_its_channels_padded_to_eight() -> None:
@@ -59,3 +94,10 @@ def test_gradients_flow_through_unpacking() -> None:
     sum(t.sum() for t in kernels.unpack_activations(x, [3, 5], (1, 2, 2))).backward()  # type: ignore[union-attr]
     assert x.grad is not None
     assert x.grad.sum(1).tolist() == [12, 20]
+
+
+def test_the_gradient_of_reading_weights_reaches_them_and_nothing_else() -> None:
+    slot = kernels.pack_weights([torch.ones(17, 3, 3, 3)], 8, 40)[0].requires_grad_()
+    read_weights(slot, 3, 17, 3).sum().backward()
+    assert slot.grad is not None
+    assert torch.equal(slot.grad, slot.detach())

@@ -1,196 +1,252 @@
-"""ragged_conv against one dense convolution per subnetwork."""
+"""ragged_conv against one dense convolution per subnetwork, in every instruction set of this processor."""
 
 from typing import Any
 
 import pytest
 import torch
+from convolutions import Case, convolutions, dense, dense_sums, run
 from hypothesis import given
 from hypothesis import strategies as st
 from ragged import (
-    activate,
+    DTYPES,
+    NAN,
     assert_as_exact_as_torch,
-    images,
     int32,
-    poisoned_activations,
-    poisoned_weights,
+    one_kernel_for_all_examples,
     random_activations,
-    widths,
 )
 from torch import Tensor
-from torch.nn import functional
 
 import kernels
+from kernels import backends
 from kernels.layout import output_image
 
-
-@st.composite
-def convolutions(draw: st.DrawFn) -> dict[str, Any]:
-    torch.manual_seed(draw(st.integers(0, 999)))
-    count, slots = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    max_cin, max_cout = draw(st.integers(1, 19)), draw(st.integers(1, 19))
-    kernel, image = draw(st.sampled_from([1, 3, 5])), draw(images())
-    source = draw(st.lists(st.integers(0, slots - 1), min_size=count, max_size=count))
-    slot_channels, cout = draw(widths(slots, max_cin)), draw(widths(count, max_cout))
-    return {
-        "inputs": random_activations(slot_channels, image, torch.float32),
-        "weights": [torch.randn(o, slot_channels[i], kernel, kernel) for o, i in zip(cout, source, strict=True)],
-        "source": source,
-        "image": image,
-        "stride": draw(st.integers(1, 3)),
-        "max_cin": max_cin,
-        "max_cout": max_cout,
-        "bias": torch.randn(count, max_cout) if draw(st.booleans()) else None,
-        "activation": draw(st.sampled_from(["none", "relu", "relu6"])),
-        "with_shortcut": draw(st.booleans()),
-    }
+OP = "ragged_conv"
 
 
-def run(case: dict[str, Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-    """Outputs of the op, of PyTorch in `dtype` and in float64, and the op's sums."""
-    weights, image, stride = case["weights"], case["image"], case["stride"]
-    kernel = weights[0].shape[-1]
-    inputs, weights = [t.to(dtype) for t in case["inputs"]], [w.to(dtype) for w in weights]
-    cin, cout = int32([w.shape[1] for w in weights]), int32([w.shape[0] for w in weights])
-    out_image = output_image(image, kernel, stride)
-    order = list(range(len(weights)))[::-1]
-    shortcuts: list[Tensor] = []
-    extra: dict[str, Any] = {}
-    if case["with_shortcut"]:
-        shortcuts = random_activations(cout.tolist(), out_image, dtype)
-        slots = poisoned_activations([shortcuts[i] for i in order], case["max_cout"])
-        extra = {"shortcut": slots, "shortcut_source_S": int32(order)}
-    y, sums = kernels.ragged_conv(
-        poisoned_activations(inputs, case["max_cin"]),
-        poisoned_weights(weights, case["max_cin"], case["max_cout"]),
-        cin,
-        cout,
-        int32(case["source"]),
-        image=image,
-        kernel=kernel,
-        stride=stride,
-        max_cin=case["max_cin"],
-        max_cout=case["max_cout"],
-        bias_SO=None if case["bias"] is None else case["bias"].to(dtype),
-        activation=case["activation"],
-        statistics=True,
-        **extra,
+@pytest.mark.usefixtures("kernel")
+@one_kernel_for_all_examples
+@given(convolutions(depthwise=False), st.sampled_from(DTYPES), st.booleans())
+def test_each_subnetwork_equals_its_own_dense_convolution(case: Case, dtype: torch.dtype, wide: bool) -> None:
+    case = case.cast(dtype, torch.float32 if wide else dtype)
+    exact = case.cast(torch.float64)
+    for s, actual in enumerate(run(case, statistics=False)[0]):
+        assert_as_exact_as_torch(actual, dense(case, s), dense(exact, s), inner=case.input_scale is not None)
+
+
+@pytest.mark.usefixtures("kernel")
+@one_kernel_for_all_examples
+@given(convolutions(depthwise=False))
+def test_sums_are_those_of_the_bare_convolution(case: Case) -> None:
+    outputs, sums = run(case)
+    expected = torch.stack([dense_sums(case, s) for s in range(len(outputs))])
+    torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures("kernel")
+@one_kernel_for_all_examples
+@given(convolutions(depthwise=False), st.sampled_from(DTYPES))
+def test_outputs_are_the_same_with_and_without_sums(case: Case, dtype: torch.dtype) -> None:
+    case = case.cast(dtype)
+    without, empty = run(case, statistics=False)
+    assert empty.numel() == 0
+    assert all(torch.equal(a, b) for a, b in zip(run(case)[0], without, strict=True))
+
+
+@pytest.mark.usefixtures("kernel")
+@one_kernel_for_all_examples
+@given(convolutions(depthwise=False), st.sampled_from(DTYPES))
+def test_a_subnetwork_computes_the_same_alone_and_in_a_batch(case: Case, dtype: torch.dtype) -> None:
+    case = case.cast(dtype)
+    together, sums = run(case)
+    for s, expected in enumerate(together):
+        [alone], alone_sums = run(case.alone(s))
+        assert torch.equal(alone, expected)
+        assert torch.equal(alone_sums[0], sums[s])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_do_not_depend_on_the_number_of_threads(kernel: str, dtype: torch.dtype) -> None:
+    if kernel == "reference":
+        pytest.skip("PyTorch's convolutions make no such promise")
+    x, weight, *rest = arguments(dtype, [37, 40], [33, 19], image=(9, 11, 10))
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            y, sums = torch.ops.metaprune.ragged_conv(x, weight, *rest)
+            results.append([*kernels.unpack_activations(y, rest[1], (9, 6, 5)), sums])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_the_padding_is_zero_after_the_input_is_normalised() -> None:
+    # One pixel of one channel: eight of the nine taps fall on the padding, whatever the shift is.
+    x = kernels.pack_activations([torch.full((1, 1, 1, 1), 2.0)], 1)
+    weight = kernels.pack_weights([torch.ones(1, 1, 3, 3)], 1, 1)
+    one, first = int32([1]), int32([0])
+    y, _ = kernels.ragged_conv(
+        x,
+        weight,
+        one,
+        one,
+        first,
+        weight_source_S=first,
+        image=(1, 1, 1),
+        kernel=3,
+        stride=1,
+        max_cin=1,
+        max_cout=1,
+        input_scale_LC=torch.full((1, 1), 0.5),
+        input_shift_LC=torch.full((1, 1), 3.0),
     )
-
-    def dense(s: int, precision: torch.dtype) -> Tensor:
-        source, weight = inputs[case["source"][s]].to(precision), weights[s].to(precision)
-        out = functional.conv2d(source, weight, stride=stride, padding=kernel // 2)
-        if case["bias"] is not None:
-            out = out + case["bias"][s, : len(weight), None, None].to(dtype).to(precision)
-        if shortcuts:
-            out = out + shortcuts[s].to(precision)
-        return activate(out, case["activation"])
-
-    everyone = range(len(weights))
-    actual = kernels.unpack_activations(y, cout, out_image)
-    return actual, [dense(s, dtype) for s in everyone], [dense(s, torch.float64) for s in everyone], sums
+    assert y[0, 0] == 0.5 * 2 + 3
 
 
-@given(convolutions(), st.sampled_from([torch.float32, torch.bfloat16]))
-def test_each_subnetwork_equals_its_own_dense_convolution(case: dict[str, Any], dtype: torch.dtype) -> None:
-    for actual, in_torch, exact in zip(*run(case, dtype)[:3], strict=True):
-        assert_as_exact_as_torch(actual, in_torch, exact)
+def arguments(
+    dtype: torch.dtype, cin: list[int], cout: list[int], image: tuple[int, int, int] = (2, 4, 3)
+) -> list[Any]:
+    """Positional arguments of the op: a 3 × 3 convolution of stride 2 with everything it can do.
 
-
-@given(convolutions())
-def test_sums_are_those_of_the_bare_convolution(case: dict[str, Any]) -> None:
-    plain = case | {"bias": None, "activation": "none", "with_shortcut": False}
-    *_, sums = run(case, torch.float64)
-    _, _, outputs, _ = run(plain, torch.float64)
-    expected = torch.zeros_like(sums)
-    for s, out in enumerate(outputs):
-        expected[s, :, : out.shape[1]] = torch.stack([out.sum((0, 2, 3)), out.square().sum((0, 2, 3))])
-    torch.testing.assert_close(sums, expected)
-
-
-def arguments(dtype: torch.dtype, cin: list[int], cout: list[int]) -> list[Any]:
-    """Positional arguments of the op: two subnetworks of a 3 × 3 convolution with everything it can do."""
+    The last subnetwork shares input and weights with the one before it.
+    """
     torch.manual_seed(0)
-    image, max_cin, max_cout = (2, 4, 3), max(cin), max(cout)
-    x = poisoned_activations(random_activations(cin, image, dtype), max_cin)
+    max_cin, max_cout = max(cin), max(cout)
+    out_image = output_image(image, 3, 2)
     weight = [torch.randn(o, i, 3, 3, dtype=dtype) for o, i in zip(cout, cin, strict=True)]
-    shortcut = random_activations(cout, output_image(image, 3, 2), dtype)
+    source = [*range(len(cin)), len(cin) - 1]
+    cin_S, cout_S = [cin[s] for s in source], [cout[s] for s in source]
+    per_channel = [
+        torch.randn(rows, channels, dtype=dtype, requires_grad=True)
+        for rows, channels in [(len(source), max_cout)] * 2 + [(len(cin), max_cin)] * 2
+    ]
     return [
-        x.nan_to_num(0.0).requires_grad_(),
-        poisoned_weights(weight, max_cin, max_cout).nan_to_num(0.0).requires_grad_(),
-        int32(cin),
-        int32(cout),
-        int32([0, 1]),
+        kernels.pack_activations(random_activations(cin, image, dtype), max_cin).nan_to_num(0.0).requires_grad_(),
+        kernels.pack_weights(weight, max_cin, max_cout).requires_grad_(),
+        int32(cin_S),
+        int32(cout_S),
+        int32(source),
+        int32(source),
         list(image),
         3,
         2,
         max_cin,
         max_cout,
-        torch.randn(2, max_cout, dtype=dtype, requires_grad=True),
+        *per_channel[:2],
         "relu",
-        kernels.pack_activations(shortcut, max_cout).requires_grad_(),
-        int32([0, 1]),
+        kernels.pack_activations(random_activations(cout_S, out_image, dtype), max_cout).nan_to_num(0).requires_grad_(),
+        int32(list(range(len(source)))),
+        *per_channel[2:],
+        "relu6",
         True,
     ]
 
 
 def test_gradients_of_outputs_and_sums_are_exact() -> None:
-    x, weight, *rest = arguments(torch.float64, [3, 9], [2, 5])
-    bias, shortcut = rest[8], rest[10]
+    args = arguments(torch.float64, [3, 9], [2, 17])
+    positions = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.requires_grad]
+    assert positions == [0, 1, 11, 12, 14, 16, 17]
 
-    def outputs(x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor) -> tuple[Tensor, ...]:
-        args = [x, weight, *rest[:8], bias, rest[9], shortcut, *rest[11:]]
-        y, sums = torch.ops.metaprune.ragged_conv(*args)
-        return *kernels.unpack_activations(y, rest[1], (2, 2, 2)), sums
+    def outputs(*leaves: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(positions, leaves, strict=True))
+        y, sums = torch.ops.metaprune_reference.ragged_conv(*(given.get(i, a) for i, a in enumerate(args)))
+        return *kernels.unpack_activations(y, args[3], (2, 2, 2)), sums
 
-    assert torch.autograd.gradcheck(outputs, (x, weight, bias, shortcut), fast_mode=True)
+    assert torch.autograd.gradcheck(outputs, tuple(args[i] for i in positions), fast_mode=True)
 
 
-def test_the_op_is_registered_correctly() -> None:
+def test_unread_weights_have_no_gradient() -> None:
+    args = arguments(torch.float32, [3, 9], [2, 17])
+    y, _ = torch.ops.metaprune.ragged_conv(*args)
+    sum(dense.sum() for dense in kernels.unpack_activations(y, args[3], (2, 2, 2))).backward()  # type: ignore[union-attr]
+    grad = args[1].grad
+    inside = kernels.unpack_weights(grad, [3, 9], [2, 17], kernel=3)
+    assert grad.abs().sum() == pytest.approx(float(sum(g.abs().sum() for g in inside)), rel=1e-5)
+    assert all(g.any() for g in inside)
+
+
+@pytest.mark.parametrize("namespace", ["metaprune", "metaprune_reference"])
+def test_the_op_is_registered_correctly(namespace: str) -> None:
+    # Whole registers and panels, so that no output holds unspecified numbers.
     args = arguments(torch.float32, [8, 8], [16, 16])
-    torch.library.opcheck(torch.ops.metaprune.ragged_conv.default, tuple(args))
+    torch.library.opcheck(getattr(torch.ops, namespace).ragged_conv.default, tuple(args))
 
 
-@given(convolutions(), st.sampled_from([torch.float32, torch.bfloat16]))
-def test_a_subnetwork_computes_the_same_alone_and_in_a_batch(case: dict[str, Any], dtype: torch.dtype) -> None:
-    case = case | {"with_shortcut": False}
-    together, *_ = run(case, dtype)
-    for s, expected in enumerate(together):
-        alone = case | {"weights": [case["weights"][s]], "source": [case["source"][s]]}
-        alone["bias"] = None if case["bias"] is None else case["bias"][s : s + 1]
-        assert torch.equal(run(alone, dtype)[0][0], expected)
-
-
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize(
     ("position", "value", "message"),
     [
         (0, torch.zeros(2, 7), "x must be"),
         (1, torch.zeros(2, 7), "weight must be"),
-        (2, torch.tensor([8, 8]), "cin must be torch.int32"),
-        (2, int32([8, 9]), r"cin\[1\] is 9; legal values are 1..8"),
-        (3, int32([0, 8]), r"cout\[0\] is 0; legal values are 1..16"),
-        (4, int32([0, 2]), r"source\[1\] is 2; legal values are 0..1"),
-        (5, [2, 0, 3], "must be at least 1"),
-        (7, 0, "stride must be at least 1"),
-        (10, torch.zeros(2, 3), "bias must be"),
-        (11, "gelu", "activation must be one of"),
-        (12, None, "together or not at all"),
+        (1, torch.zeros(2, 16 * 9 * 8).double(), "weight must be"),
+        (2, torch.tensor([8, 8, 8]), "cin must be torch.int32"),
+        (2, int32([8, 9, 8]), r"cin\[1\] is 9; legal values are 1..8"),
+        (3, int32([0, 8, 8]), r"cout\[0\] is 0; legal values are 1..16"),
+        (4, int32([0, 2, 1]), r"source\[1\] is 2; legal values are 0..1"),
+        (5, int32([0, 2, 1]), r"weight_source\[1\] is 2; legal values are 0..1"),
+        (5, int32([0, -1, 1]), r"weight_source\[1\] is -1; legal values are 0..1"),
+        (5, int32([0, 1]), "weight_source must be"),
+        (6, [2, 0, 3], "must be at least 1"),
+        (8, 0, "stride must be at least 1"),
+        (11, torch.zeros(3, 3), "scale must be"),
+        (12, torch.zeros(3, 16).double(), "shift must be"),
+        (13, "gelu", "activation must be one of"),
+        (14, None, "shortcut and shortcut_source must be given together or not at all"),
+        (15, int32([0, 3, 1]), r"shortcut_source\[1\] is 3; legal values are 0..2"),
+        (16, None, "input_scale and input_shift must be given together or not at all"),
+        (16, torch.zeros(3, 8), "input_scale must be"),
+        (18, "gelu", "input_activation must be one of"),
     ],
 )
 def test_bad_input_is_refused_with_the_argument_named(position: int, value: Any, message: str) -> None:
     args = arguments(torch.float32, [8, 8], [16, 16])
     args[position] = value
-    image, kernel, stride, max_cin, max_cout, bias, activation, shortcut, shortcut_source, statistics = args[5:]
     with pytest.raises(RuntimeError, match=message):
-        kernels.ragged_conv(
-            *args[:5],
-            image=image,
-            kernel=kernel,
-            stride=stride,
-            max_cin=max_cin,
-            max_cout=max_cout,
-            bias_SO=bias,
-            activation=activation,
-            shortcut=shortcut,
-            shortcut_source_S=shortcut_source,
-            statistics=statistics,
-        )
+        call(args)
+
+
+def test_an_activation_of_the_input_needs_a_scale() -> None:
+    args = arguments(torch.float32, [8, 8], [16, 16])
+    args[16] = args[17] = None
+    with pytest.raises(RuntimeError, match="input_activation must be 'none' without input_scale"):
+        call(args)
+
+
+def test_a_slot_of_weights_that_nobody_reads_may_hold_anything() -> None:
+    args = [a.detach() if isinstance(a, Tensor) else a for a in arguments(torch.float32, [8, 8], [16, 16])]
+    args[4], args[5] = int32([0, 0, 0]), int32([0, 0, 0])
+    args[0][1], args[1][1] = NAN, NAN
+    y, _ = call(args)
+    assert y.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("position", "value"),
+    [
+        (0, torch.zeros(2, 7)),
+        (1, torch.zeros(2, 7)),
+        (4, int32([0, 2, 1])),
+        (5, int32([0, 2, 1])),
+        (11, torch.zeros(3, 3)),
+        (14, torch.zeros(3, 7)),
+        (15, int32([0, 3, 1])),
+        (16, torch.zeros(1, 8)),
+    ],
+)
+def test_the_compiled_kernel_refuses_what_would_read_out_of_bounds(position: int, value: Tensor) -> None:
+    if reason := backends.why_not(OP, "cpu"):
+        pytest.skip(reason)
+    args = arguments(torch.float32, [8, 8], [16, 16])
+    args[position] = value
+    with pytest.raises(RuntimeError, match=r"does not take|legal values"):
+        torch.ops.metaprune.ragged_conv(*args)
+
+
+def call(args: list[Any]) -> tuple[Tensor, Tensor]:
+    names = "weight_source_S image kernel stride max_cin max_cout scale_SO shift_SO activation shortcut"
+    more = "shortcut_source_S input_scale_LC input_shift_LC input_activation statistics"
+    options: dict[str, Any] = dict(zip(f"{names} {more}".split(), args[5:], strict=True))
+    return kernels.ragged_conv(*args[:5], **options)

@@ -1,4 +1,4 @@
-"""ragged_max_pool against one dense pooling per subnetwork."""
+"""ragged_max_pool against one dense pooling per subnetwork, in every instruction set of this processor."""
 
 from typing import Any
 
@@ -6,27 +6,40 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ragged import images, int32, poisoned_activations, random_activations, widths
+from ragged import (
+    DTYPES,
+    images,
+    int32,
+    limits,
+    one_kernel_for_all_examples,
+    poisoned_activations,
+    random_activations,
+    widths,
+)
 from torch import Tensor
 from torch.nn import functional
 
 import kernels
 from kernels.layout import output_image
 
+OP = "ragged_max_pool"
 
+
+@pytest.mark.usefixtures("kernel")
+@one_kernel_for_all_examples
 @given(
     data=st.data(),
     image=images(),
-    limit=st.integers(1, 19),
-    kernel=st.sampled_from([1, 3, 5]),
+    limit=limits,
+    window=st.sampled_from([1, 3, 5, 7]),
     stride=st.integers(1, 3),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    dtype=st.sampled_from(DTYPES),
 )
 def test_each_subnetwork_equals_its_own_dense_pooling(
     data: st.DataObject,
     image: tuple[int, int, int],
     limit: int,
-    kernel: int,
+    window: int,
     stride: int,
     dtype: torch.dtype,
 ) -> None:
@@ -41,12 +54,12 @@ def test_each_subnetwork_equals_its_own_dense_pooling(
         int32(source),
         image=image,
         max_channels=limit,
-        kernel=kernel,
+        kernel=window,
         stride=stride,
     )
-    outputs = kernels.unpack_activations(y, kept, output_image(image, kernel, stride))
+    outputs = kernels.unpack_activations(y, kept, output_image(image, window, stride))
     for slot, actual in zip(source, outputs, strict=True):
-        assert torch.equal(actual, functional.max_pool2d(inputs[slot], kernel, stride, padding=kernel // 2))
+        assert torch.equal(actual, functional.max_pool2d(inputs[slot], window, stride, padding=window // 2))
 
 
 def arguments(dtype: torch.dtype, channels: list[int]) -> list[Any]:
@@ -59,7 +72,7 @@ def test_gradients_are_exact() -> None:
     x, *rest = arguments(torch.float64, [3, 9])
 
     def outputs(x: Tensor) -> list[Tensor]:
-        y = torch.ops.metaprune.ragged_max_pool(x, *rest)
+        y = torch.ops.metaprune_reference.ragged_max_pool(x, *rest)
         return kernels.unpack_activations(y, rest[0], (2, 2, 2))
 
     assert torch.autograd.gradcheck(outputs, (x,), fast_mode=True)

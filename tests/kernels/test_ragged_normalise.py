@@ -1,4 +1,4 @@
-"""ragged_normalise against one dense affine map per subnetwork."""
+"""ragged_normalise against one dense affine map per subnetwork, in every instruction set of this processor."""
 
 from typing import Any
 
@@ -7,11 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ragged import (
+    ACTIVATIONS,
+    DTYPES,
     activate,
     assert_as_exact_as_torch,
     images,
     int32,
+    limits,
+    one_kernel_for_all_examples,
     poisoned_activations,
+    poisoned_channels,
     random_activations,
     widths,
 )
@@ -19,13 +24,17 @@ from torch import Tensor
 
 import kernels
 
+OP = "ragged_normalise"
 
+
+@pytest.mark.usefixtures("kernel")
+@one_kernel_for_all_examples
 @given(
     data=st.data(),
     image=images(),
-    limit=st.integers(1, 19),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    activation=st.sampled_from(["none", "relu", "relu6"]),
+    limit=limits,
+    dtype=st.sampled_from(DTYPES),
+    activation=st.sampled_from(ACTIVATIONS),
     with_shortcut=st.booleans(),
 )
 def test_each_subnetwork_equals_its_own_dense_normalisation(
@@ -40,7 +49,8 @@ def test_each_subnetwork_equals_its_own_dense_normalisation(
     order = data.draw(st.permutations(range(data.draw(st.integers(1, 4)))))
     channels = data.draw(widths(len(order), limit))
     inputs, shortcuts = (random_activations(channels, image, dtype) for _ in range(2))
-    scale, shift = (torch.randn(len(order), limit).to(dtype) for _ in range(2))
+    per_channel = data.draw(st.sampled_from([dtype, torch.float32]))
+    scale, shift = (poisoned_channels(channels, limit).to(per_channel) for _ in range(2))
     slot_of = int32([order.index(s) for s in range(len(order))])
     extra: dict[str, Any] = {}
     if with_shortcut:
@@ -85,7 +95,7 @@ def test_gradients_are_exact() -> None:
     x, scale, shift, *rest = arguments(torch.float64, [3, 9])
 
     def outputs(x: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor) -> list[Tensor]:
-        y = torch.ops.metaprune.ragged_normalise(x, scale, shift, *rest[:5], shortcut, rest[6])
+        y = torch.ops.metaprune_reference.ragged_normalise(x, scale, shift, *rest[:5], shortcut, rest[6])
         return kernels.unpack_activations(y, rest[0], (2, 2, 3))
 
     assert torch.autograd.gradcheck(outputs, (x, scale, shift, rest[5]), fast_mode=True)
@@ -96,6 +106,7 @@ def test_the_op_is_registered_correctly() -> None:
     torch.library.opcheck(torch.ops.metaprune.ragged_normalise.default, tuple(args))
 
 
+@pytest.mark.usefixtures("kernel")
 def test_bad_input_is_refused_with_the_argument_named() -> None:
     x, scale, shift, channels, source, *_ = arguments(torch.float32, [16, 16])
     with pytest.raises(RuntimeError, match="scale must be"):
