@@ -8,14 +8,12 @@ baseline's time, the ratio, the GB/s (each basis row read once, each weight writ
 the GB/s as a fraction of what copying a large tensor reaches in the same run.
 """
 
-from collections.abc import Callable
 from functools import partial
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import pytest
 import torch
+from peak import median_seconds
 from torch import Tensor
 
 import kernels
@@ -28,25 +26,6 @@ LAYERS = {
     "mobilenet_v2-project-160x960": (160, 960, 1, 64, False),
     "resnet50-conv3x3-128x128": (128, 128, 9, 32, False),
 }
-
-
-def median_seconds(function: Callable[[], Any], repeats: int = 7) -> float:
-    """Median seconds of `repeats` calls after one to warm up."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = perf_counter()
-        function()
-        times.append(perf_counter() - start)
-    return median(times)
-
-
-@pytest.fixture(scope="module")
-def copy_bandwidth() -> float:
-    """Bytes per second, read and written, of copying 256 MB."""
-    source = torch.ones(64 << 20)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / median_seconds(lambda: target.copy_(source))
 
 
 def whole_product(basis: Tensor, bias: Tensor, codes: Tensor, crops: list[tuple[int, int]]) -> list[Tensor]:

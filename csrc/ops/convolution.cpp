@@ -11,6 +11,7 @@
 
 #include "activations.h"
 #include "arguments.h"
+#include "buffers.h"
 #include "items.h"
 
 namespace metaprune {
@@ -107,7 +108,7 @@ struct Arguments {
             chain.shortcut = data<T>(*shortcut);
             chain.shortcut_source = expect_slots("shortcut_source", *shortcut_source, chain.S, slots);
         }
-        const Tensor y = torch::stable::new_empty(x, {chain.S, slot});
+        const Tensor y = new_buffer(x, {chain.S, slot});
         chain.y = mutable_data<T>(y);
         chain.group = images_per_group(chain);
         const std::int64_t groups = chain.groups();
@@ -172,7 +173,7 @@ Tensor fused_block_cpu(const Tensor& x, const Tensor& channels, const Tensor& so
                        const Image& strides, const std::vector<std::string>& activations,
                        const std::optional<Tensor>& shortcut, const std::optional<Tensor>& shortcut_source) {
     const std::size_t count = weights.size();
-    STD_TORCH_CHECK(count >= 1 && count <= kMaxStages, "a block is one to three convolutions");
+    STD_TORCH_CHECK(count >= 1 && count <= kMaxStages, "a block is one to ", kMaxStages, " convolutions");
     STD_TORCH_CHECK(weight_sources.size() == count && widths.size() == count && scales.size() == count &&
                         shifts.size() == count && max_widths.size() == count && depthwise.size() == count &&
                         kernels.size() == count && strides.size() == count && activations.size() == count,

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "buffers.h"
 
 namespace metaprune {
 namespace {
@@ -66,7 +67,7 @@ Tensor generate_weights_cpu(const Tensor& basis, const Tensor& bias, const Tenso
         GenerateWeightsInputs<T> inputs(basis, codes, cin, cout, depthwise);
         expect("bias", bias, basis.scalar_type(), {basis.size(0), basis.size(1), basis.size(2)});
         inputs.args.bias = data<T>(bias);
-        const Tensor weight = torch::stable::new_empty(basis, {inputs.args.S, inputs.args.slot});
+        const Tensor weight = new_buffer(basis, {inputs.args.S, inputs.args.slot});
         T* to = mutable_data<T>(weight);
         const Isa isa = chosen_isa();
         torch::stable::parallel_for(0, kBlocks, inputs.grain(), [&](std::int64_t begin, std::int64_t end) {

@@ -8,6 +8,7 @@
 
 #include "activations.h"
 #include "arguments.h"
+#include "buffers.h"
 #include "items.h"
 
 namespace metaprune {
@@ -33,8 +34,8 @@ Tensor ragged_max_pool_cpu(const Tensor& x, const Tensor& channels, const Tensor
         args.source = expect_slots("source", source, S, expect_buffer("x", x, x.scalar_type(), slot));
         args.channels = expect_widths("channels", channels, S, max_channels);
         args.x = data<T>(x);
-        const Tensor y = torch::stable::new_empty(
-            x, {S, expect_slot({args.N, args.size(args.H), args.size(args.W)}, max_channels)});
+        const Tensor y =
+            new_buffer(x, {S, expect_slot({args.N, args.size(args.H), args.size(args.W)}, max_channels)});
         args.y = mutable_data<T>(y);
         const Isa isa = chosen_isa();
         for_each_item(S * args.N,

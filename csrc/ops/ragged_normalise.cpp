@@ -9,6 +9,7 @@
 
 #include "activations.h"
 #include "arguments.h"
+#include "buffers.h"
 #include "items.h"
 
 namespace metaprune {
@@ -42,7 +43,7 @@ Tensor ragged_normalise_cpu(const Tensor& x, const Tensor& scale, const Tensor& 
             args.shortcut = data<T>(*shortcut);
             args.shortcut_source = expect_slots("shortcut_source", *shortcut_source, S, slots);
         }
-        const Tensor y = torch::stable::new_empty(x, {S, slot});
+        const Tensor y = new_buffer(x, {S, slot});
         args.y = mutable_data<T>(y);
         const Isa isa = chosen_isa();
         for_each_item(S * args.chunks(),

@@ -1,0 +1,65 @@
+"""What this machine can do at most, in arithmetic and in copying: what rates are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+from threading import Barrier
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from kernels import backends
+
+COPIED_FLOATS = 64 << 20
+FMA_SECONDS = 0.5
+MM_SIZES = (512, 1024, 2048)
+
+
+def median_seconds(function: Callable[[], Any], repeats: int = 7) -> float:
+    """Median seconds of `repeats` calls after one to warm up."""
+    function()
+    return median(seconds_of(function) for _ in range(repeats))
+
+
+def seconds_of(function: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    began = perf_counter()
+    function()
+    return perf_counter() - began
+
+
+def copy_bytes_per_second() -> float:
+    """Bytes per second, read and written, of copying 256 MB."""
+    source = torch.ones(COPIED_FLOATS)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / median_seconds(lambda: target.copy_(source))
+
+
+def peak_flops(dtype: torch.dtype) -> float:
+    """Floating-point operations per second of all threads together in float32 or bfloat16.
+
+    Multiply-adds on registers, by the C++ extension; without it, the fastest square `torch.mm`.
+    """
+    measure = getattr(backends.extension, "fma_flops", None)
+    if measure is None:
+        return max(_mm_flops(size, dtype) for size in MM_SIZES)
+    threads = torch.get_num_threads()
+    together = Barrier(threads)
+
+    def one_thread(_: int) -> float:
+        together.wait()
+        flops: float = measure(FMA_SECONDS, dtype == torch.bfloat16)
+        return flops
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(one_thread, range(threads)))
+
+
+def _mm_flops(size: int, dtype: torch.dtype) -> float:
+    a, b = torch.ones(2, size, size, dtype=dtype)
+    out = torch.empty_like(a)
+    repeats = max(1, MM_SIZES[-1] ** 3 // size**3)
+    return 2 * size**3 * repeats / median_seconds(lambda: [torch.mm(a, b, out=out) for _ in range(repeats)])
