@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.rows import group_rows
+from engine.rows import group_keys
 from engine.space import IMAGE, IMAGE_CHANNELS, Conv, Gene, Space, max_width
 from kernels.layout import Image, activation_slot, output_image
 
@@ -42,31 +42,40 @@ class Instances:
 
 def plan(space: Space, genome_PG: Tensor) -> list[Instances]:
     """The instances of every layer: the trie of a population, exact common prefixes merged."""
-    genes: set[Gene] = set()
-    instance_of = {IMAGE: torch.zeros(len(genome_PG), dtype=torch.int64, device=genome_PG.device)}
+    image_P = torch.zeros(len(genome_PG), dtype=torch.int64, device=genome_PG.device)
+    used: set[Gene] = set()
+    node_P, member_S = group_keys(image_P)
+    instance_of = {IMAGE: image_P}
+    weights: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
     layers = []
     for conv in space.convs:
-        own = {width for width in (conv.cin, conv.cout, *conv.context) if isinstance(width, Gene)}
-        genes |= own
-        instance_P, member_S = group_rows(genome_PG[:, _columns(space, genes)])
-        weight_P, weight_member_W = group_rows(genome_PG[:, _columns(space, own)])
-        shortcut_S = None if conv.shortcut is None else instance_of[conv.shortcut][member_S].int()
+        own = tuple(sorted({space.gene_index[g] for g in (conv.cin, conv.cout, *conv.context) if isinstance(g, Gene)}))
+        if new := [gene for gene in own if space.genes[gene] not in used]:
+            # A node is its parent and the choices of the genes that this layer is the first to use.
+            used |= {space.genes[gene] for gene in new}
+            node_P, member_S = group_keys(_key(space, node_P, genome_PG, new))
+        if own not in weights:
+            weights[own] = group_keys(_key(space, image_P, genome_PG, own))
+        weight_P, weight_member_W = weights[own]
         layers.append(
             Instances(
                 member_S,
-                instance_P,
+                node_P,
                 instance_of[conv.source][member_S].int(),
-                shortcut_S,
+                None if conv.shortcut is None else instance_of[conv.shortcut][member_S].int(),
                 weight_P[member_S].int(),
                 genome_PG[weight_member_W],
             )
         )
-        instance_of[conv.name] = instance_P
+        instance_of[conv.name] = node_P
     return layers
 
 
-def _columns(space: Space, genes: set[Gene]) -> list[int]:
-    return sorted(space.gene_index[gene] for gene in genes)
+def _key(space: Space, key_P: Tensor, genome_PG: Tensor, genes: Sequence[int]) -> Tensor:
+    """One integer ``[P]`` for a key and the choices of at most a few genes: they fit into 63 bits."""
+    for gene in genes:
+        key_P = key_P * space.choices + genome_PG[:, gene]
+    return key_P
 
 
 def blocks(space: Space) -> list[list[Conv]]:

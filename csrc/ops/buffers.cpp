@@ -78,9 +78,9 @@ class Pool {
 #endif
     }
 
-    // Frees the blocks that were not used for longest until so many bytes more do not exceed the peak.
+    // Frees the blocks that were not used for longest until so many bytes more do not exceed twice the peak.
     void shrink(std::size_t more) {
-        const std::size_t limit = alive_ + more > peak_ ? 0 : peak_ - alive_ - more;
+        const std::size_t limit = alive_ + more > 2 * peak_ ? 0 : 2 * peak_ - alive_ - more;
         release(limit);
     }
 

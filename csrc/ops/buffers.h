@@ -9,7 +9,8 @@
 namespace metaprune {
 
 // An uninitialised tensor on the CPU. Large ones lie in blocks that go back to a pool when the tensor dies.
-// The pool and the tensors alive together never hold more than the tensors alive held at their peak.
+// The pool and the tensors alive together never hold more than twice what the tensors alive held at their
+// peak.
 Tensor new_buffer(const Tensor& like, std::initializer_list<std::int64_t> shape);
 
 }  // namespace metaprune

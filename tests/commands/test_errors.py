@@ -58,6 +58,8 @@ BAD_EVOLVE = {
     "more offspring than population": (("--flops", "300M", "--population", "10"), "exceed"),
     "a probability above one": (("--flops", "300M", "--mutation-probability", "1.5"), "from 0 to 1"),
     "no generations": (("--flops", "300M", "--generations", "0"), "at least 1"),
+    "memory that is no amount": (("--flops", "300M", "--memory", "lots"), "2G or 500M"),
+    "an unknown precision": (("--flops", "300M", "--precision", "fp8"), "bf16"),
     "no calibration": (("--flops", "300M", "--calibration-images", "0"), "at least 1"),
     "a negative seed": (("--flops", "300M", "--seed", "-1"), "at least 0"),
     "nothing to resume": (("--flops", "300M", "--resume"), "nothing to resume"),

@@ -16,6 +16,7 @@ from small_runs import TINY_SEARCH, ErrorLine, run, start
 from engine.space import architecture
 from engine.space.costs import cost_model
 from engine.space.structure import load_structure
+from kernels import backends
 
 LONGER: tuple[str, ...] = (
     "--population",
@@ -115,6 +116,7 @@ def test_scores_of_another_calibration_are_not_taken_from_the_cache(copied: Path
     [
         ("--population", "5"), ("--parents", "1"), ("--mutants", "2"), ("--crossovers", "1"), ("--generations", "3"),
         ("--mutation-probability", "0.9"), ("--flops-resolution", "64"), ("--flops-convention", "metapruning"),
+        ("--precision", "bf16"),
     ],
     ids=lambda option: option[0],
 )  # fmt: skip
@@ -124,6 +126,22 @@ def test_an_option_changes_the_search(option: tuple[str, str], copied: Path, tmp
     assert run("evolve", *shared, "--out", tmp_path / "changed", *option) == 0
     plain, changed = ((tmp_path / name / "candidates.csv").read_bytes() for name in ("plain", "changed"))
     assert plain != changed
+
+
+def test_memory_changes_no_byte_of_a_search(copied: Path, tmp_path: Path) -> None:
+    for memory in ("1K", "1G"):
+        shutil.rmtree(copied / "scores", ignore_errors=True)
+        out = tmp_path / memory
+        assert run("evolve", "--flops", "300M", "--run", copied, "--out", out, "--memory", memory, *TINY_SEARCH) == 0
+    one_by_one, all_at_once = ((tmp_path / memory / "candidates.csv").read_bytes() for memory in ("1K", "1G"))
+    assert one_by_one == all_at_once
+
+
+@pytest.mark.skipif(bool(backends.why_not("fused_block", "cpu")), reason="the C++ kernels were not built")
+def test_every_op_of_a_search_has_a_cpp_kernel(copied: Path, tmp_path: Path) -> None:
+    shared = ("--flops", "300M", "--run", copied, "--device", "cpu", "--backend", "cpu", *TINY_SEARCH)
+    assert run("evolve", *shared, "--out", tmp_path / "search") == 0
+    assert len(candidates(tmp_path / "search")) == 8
 
 
 def test_backends_agree_on_the_scores(copied: Path, tmp_path: Path) -> None:

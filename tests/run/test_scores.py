@@ -22,7 +22,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The genomes that are really scored, two in a pass: genome (a, b) has a correct images and loss b / 7."""
     asked: list[list[int]] = []
 
-    def score_passes(net: Any, genome_PG: Tensor, images: Any) -> Iterator[tuple[Tensor, Scores]]:
+    def score_passes(net: Any, genome_PG: Tensor, images: Any, memory: int | None) -> Iterator[tuple[Tensor, Scores]]:
         for members in torch.arange(len(genome_PG)).split(2):
             asked.extend(genome_PG[members].tolist())
             yield members, Scores(genome_PG[members, 0], genome_PG[members, 1].double() / 7, 10)
