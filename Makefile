@@ -14,7 +14,7 @@ test: setup
 	$(RUN) -m pytest -q
 
 bench: setup
-	$(RUN) -m pytest -q --benchmark-only --benchmark-columns=median,iqr,rounds
+	$(RUN) -m pytest -q --benchmark-only --benchmark-quiet --benchmark-record=benchmarks/results
 
 lint: setup
 	$(ENV)/bin/ruff check

@@ -15,7 +15,6 @@ from kernels import backends
 
 COPIED_FLOATS = 64 << 20
 FMA_SECONDS = 0.5
-MM_SIZES = (512, 1024, 2048)
 
 
 def median_seconds(function: Callable[[], Any], repeats: int = 7) -> float:
@@ -38,28 +37,27 @@ def copy_bytes_per_second() -> float:
     return 2 * source.nbytes / median_seconds(lambda: target.copy_(source))
 
 
-def peak_flops(dtype: torch.dtype) -> float:
+def peak_flops(dtype: torch.dtype) -> float | None:
     """Floating-point operations per second of all threads together in float32 or bfloat16.
 
-    Multiply-adds on registers, by the C++ extension; without it, the fastest square `torch.mm`.
+    Multiply-adds on registers, in the fastest instructions the C++ extension knows for the dtype here. None without
+    the extension.
     """
-    measure = getattr(backends.extension, "fma_flops", None)
-    if measure is None:
-        return max(_mm_flops(size, dtype) for size in MM_SIZES)
+    extension = backends.extension
+    if extension is None:
+        return None
     threads = torch.get_num_threads()
     together = Barrier(threads)
 
     def one_thread(_: int) -> float:
         together.wait()
-        flops: float = measure(FMA_SECONDS, dtype == torch.bfloat16)
+        flops: float = extension.peak_flops(FMA_SECONDS, dtype == torch.bfloat16)
         return flops
 
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(one_thread, range(threads)))
 
 
-def _mm_flops(size: int, dtype: torch.dtype) -> float:
-    a, b = torch.ones(2, size, size, dtype=dtype)
-    out = torch.empty_like(a)
-    repeats = max(1, MM_SIZES[-1] ** 3 // size**3)
-    return 2 * size**3 * repeats / median_seconds(lambda: [torch.mm(a, b, out=out) for _ in range(repeats)])
+def of_peak(flops: float, peak: float | None) -> float | str:
+    """The fraction that `flops` per second are of `peak_flops`, or why there is none."""
+    return "unknown without the extension" if peak is None else float(f"{flops / peak:.3g}")
