@@ -134,11 +134,11 @@ class Pass:
 
 
 PASSES = {
-    "mobilenet_v1": Pass(250e6, 330e6, structures=4, images=32),
-    "mobilenet_v2": Pass(250e6, 330e6, structures=4, images=32),
-    "resnet50": Pass(1.8e9, 2.2e9, structures=2, images=16),
+    "mobilenet_v1": Pass(250e6, 330e6, structures=4, images=16),
+    "mobilenet_v2": Pass(250e6, 330e6, structures=4, images=16),
+    "resnet50": Pass(1.8e9, 2.2e9, structures=2, images=8),
 }
-EAGER_BATCHES = (4, 32)
+EAGER_BATCHES = (4, 16)
 # Weights are generated before the clock starts, so the size of the PruningNet does not matter.
 HIDDEN = 4
 # Nats between two ways to compute a loss in float32.
@@ -180,7 +180,7 @@ def test_scoring_pass(
         assert compiled_error <= TOLERANCE
 
     eager = {
-        batch: median_seconds(partial(logits_one_by_one, networks, their_images, batch), 5) for batch in EAGER_BATCHES
+        batch: median_seconds(partial(logits_one_by_one, networks, their_images, batch), 3) for batch in EAGER_BATCHES
     }
     eager_batch = min(eager, key=eager.__getitem__)
     compiled_seconds = median_seconds(partial(logits_one_by_one, [compiled_network], their_images), 5)
@@ -224,7 +224,7 @@ class Search:
         return population.scoring_images(data, self.calibration), len(data.classes)
 
 
-DIGITS = Search(population=50, baseline_candidates=3, calibration=1000)
+DIGITS = Search(population=50, baseline_candidates=2, calibration=1000)
 LARGE = Search(population=8, baseline_candidates=2, calibration=64, scored=64)
 SEARCHES = {
     "mobilenet_v1-digits-32px-50": ("mobilenet_v1", DIGITS),
@@ -268,7 +268,7 @@ def test_calibrate_and_score(benchmark: Any, name: str, case: Search, dtype: tor
     baseline = median(
         seconds_of(partial(score_the_papers_way, full_precision_net, genome_G, images)) for genome_G in timed_PG
     )
-    benchmark.pedantic(population.score, (net, genome_PG, images), rounds=3)
+    benchmark.pedantic(population.score, (net, genome_PG, images), rounds=2)
     rate = case.population / benchmark.stats.stats.median
     benchmark.extra_info.update(
         candidates_per_second=_significant(rate),

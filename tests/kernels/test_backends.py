@@ -111,3 +111,11 @@ def test_a_forced_compiled_kernel_fails_without_the_extension() -> None:
     done = without_extension("import kernels; kernels.backends.use('cpu'); kernels.backends.chosen('ragged_conv')")
     assert done.returncode != 0
     assert "ragged_conv on cpu in torch.float32 cannot run on backend 'cpu': switched off" in done.stderr
+
+
+@pytest.mark.skipif(backends.extension is None, reason="the C++ extension was not built")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_peak_is_measured_at_every_instruction_set(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for level in backends.extension.build_info()["instruction_sets"]:
+        monkeypatch.setenv("METAPRUNE_ISA", level)
+        assert backends.extension.peak_flops(0.01, bf16) > 1e8
