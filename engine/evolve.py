@@ -91,7 +91,7 @@ class Evolve(Options):
     precision: Precision = "fp32"
     """Of weights and activations when structures are scored; bf16 is faster on processors that multiply it."""
     memory: str = "auto"
-    """Memory for activations: 2G, 500M, 25% of what is free, or auto (1/16 of it); no score depends on it."""
+    """Memory for activations: 2G, 500M, 25% of what is free, or auto (4% of it); no score depends on it."""
     resume: bool = False
     """Continue an interrupted search; the result is that of an uninterrupted one."""
     overwrite: bool = False

@@ -11,7 +11,7 @@ import torch
 from engine.errors import UserError
 
 # Part of the free memory that activations take if nothing is said.
-DEFAULT_SHARE = 1 / 16
+DEFAULT_SHARE = 0.04
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -26,7 +26,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def default_memory(device: torch.device) -> int:
-    """Bytes of activations that scoring may hold at once if nothing is said: a sixteenth of what is free."""
+    """Bytes of activations that scoring may hold at once if nothing is said: 4 % of what is free."""
     return int(free_memory(device) * DEFAULT_SHARE)
 
 

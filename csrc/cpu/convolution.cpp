@@ -4,6 +4,10 @@
 
 #include "workspace.h"
 
+#if defined(METAPRUNE_SANITIZE)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #define METAPRUNE_BODY "convolution.inc"
 #include "for_each_isa.h"
 

@@ -1,6 +1,7 @@
 #include "workspace.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 
@@ -19,6 +20,21 @@ struct Free {
 
 }  // namespace
 
+#if defined(METAPRUNE_SANITIZE)
+
+// Memory of exactly this size, fresh for every call and full of NaN: whoever reads beyond its end, what an
+// earlier call returned or what was not written yet is found out.
+std::byte* workspace(std::size_t bytes) {
+    thread_local std::unique_ptr<std::byte, Free> memory;
+    void* fresh = nullptr;
+    if (posix_memalign(&fresh, 64, bytes) != 0) throw std::bad_alloc();
+    memory.reset(static_cast<std::byte*>(fresh));
+    std::memset(fresh, 0xff, bytes);
+    return memory.get();
+}
+
+#else
+
 std::byte* workspace(std::size_t bytes) {
     thread_local std::unique_ptr<std::byte, Free> memory;
     thread_local std::size_t capacity = 0;
@@ -36,5 +52,7 @@ std::byte* workspace(std::size_t bytes) {
     }
     return memory.get();
 }
+
+#endif
 
 }  // namespace metaprune
