@@ -116,6 +116,8 @@ def test_a_forced_compiled_kernel_fails_without_the_extension() -> None:
 @pytest.mark.skipif(backends.extension is None, reason="the C++ extension was not built")
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_peak_is_measured_at_every_instruction_set(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    for level in backends.extension.build_info()["instruction_sets"]:
+    extension = backends.extension
+    assert extension is not None
+    for level in extension.build_info()["instruction_sets"]:
         monkeypatch.setenv("METAPRUNE_ISA", level)
-        assert backends.extension.peak_flops(0.01, bf16) > 1e8
+        assert extension.peak_flops(0.01, bf16) > 1e8
