@@ -224,8 +224,8 @@ class Search:
         return population.scoring_images(data, self.calibration), len(data.classes)
 
 
-DIGITS = Search(population=50, baseline_candidates=2, calibration=1000)
-LARGE = Search(population=8, baseline_candidates=2, calibration=64, scored=64)
+DIGITS = Search(population=50, baseline_candidates=1, calibration=1000)
+LARGE = Search(population=8, baseline_candidates=1, calibration=64, scored=64)
 SEARCHES = {
     "mobilenet_v1-digits-32px-50": ("mobilenet_v1", DIGITS),
     "mobilenet_v2-digits-32px-50": ("mobilenet_v2", DIGITS),

@@ -1,6 +1,7 @@
 """Random ragged batches, and buffers with NaN wherever nothing may be read."""
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -90,4 +91,6 @@ def assert_as_exact_as_torch(actual: Tensor, in_torch: Tensor, exact: Tensor, in
     """
     largest = exact.abs().max().item()
     luck = 4 * torch.finfo(torch.float32).eps * (1 + largest) + torch.finfo(actual.dtype).eps * (largest + inner)
-    assert error(actual, exact) <= 2 * error(in_torch, exact) + luck
+    theirs = error(in_torch, exact)
+    # PyTorch's bfloat16 convolution of a single channel and column may read memory that nobody wrote.
+    assert error(actual, exact) <= 2 * (theirs if isfinite(theirs) else 0) + luck

@@ -16,6 +16,7 @@ from ragged import (
     random_activations,
 )
 from torch import Tensor
+from torch.nn import functional
 
 import kernels
 from kernels import backends
@@ -250,3 +251,16 @@ def call(args: list[Any]) -> tuple[Tensor, Tensor]:
     more = "shortcut_source_S input_scale_LC input_shift_LC input_activation statistics"
     options: dict[str, Any] = dict(zip(f"{names} {more}".split(), args[5:], strict=True))
     return kernels.ragged_conv(*args[:5], **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_windows_of_few_channels_stay_inside_the_copy_they_are_gathered_from(kernel: str, dtype: torch.dtype) -> None:
+    """One image that fills its strip: nothing lies behind the copy but what a sanitizer guards."""
+    x, weight = torch.randn(1, 1, 15, 15).to(dtype), torch.randn(3, 1, 3, 3).to(dtype)
+    y, _ = kernels.ragged_conv(
+        kernels.pack_activations([x], 1), kernels.pack_weights([weight], 1, 3), int32([1]), int32([3]), int32([0]),
+        weight_source_S=int32([0]), image=(1, 15, 15), kernel=3, stride=1, max_cin=1, max_cout=3,
+    )  # fmt: skip
+    (actual,) = kernels.unpack_activations(y, [3], (1, 15, 15))
+    exact = functional.conv2d(x.double(), weight.double(), padding=1)
+    assert_as_exact_as_torch(actual, functional.conv2d(x, weight, padding=1), exact)
