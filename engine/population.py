@@ -131,7 +131,7 @@ def score_passes(
             if not is_out_of_memory(error):
                 raise
             memory //= 2
-            if count == 1 and memory < activation_bytes_of_one(net, genome_PG[order[:1]], images) // 4:
+            if count == 1 and memory < _calibration_bytes(net, genome_PG[order[:1]], images) // 4:
                 raise UserError(
                     f"one structure needs more memory than there is for {len(images.calibration_NCHW)} calibration "
                     f"images of {images.preprocessing.resolution} px: lower --calibration-images"
@@ -139,11 +139,6 @@ def score_passes(
             continue
         yield order[:count], scores
         order = order[count:]
-
-
-def activation_bytes_of_one(net: PruningNet, genome_1G: Tensor, images: ScoringImages) -> int:
-    """Bytes of activations that calibrating one genome takes."""
-    return _calibration_bytes(net, genome_1G, images)
 
 
 def genomes_per_pass(net: PruningNet, genome_PG: Tensor, images: ScoringImages, memory: int) -> int:

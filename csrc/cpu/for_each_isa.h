@@ -5,8 +5,7 @@
 // A body must not call inline functions of the standard library: the linker keeps one copy of each, and that
 // could be the one compiled for a processor that is not there.
 //
-// METAPRUNE_CALL(isa, function(arguments)) then returns what the function of that name compiled for `isa`
-// does.
+// METAPRUNE_CALL(isa, function(arguments)) then calls the function of that name compiled for `isa`.
 
 #include <cstdint>
 #include <utility>
