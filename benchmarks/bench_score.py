@@ -34,12 +34,15 @@ from peak import median_seconds, of_peak, seconds_of
 from torch import Tensor
 
 from engine import population
+from engine.calibrated import calibrate, count_correct
 from engine.data import ImageSet, Preprocessing, open_data
-from engine.evolution import draw, mutate
+from engine.evolution import Parents, mutate
 from engine.population import ScoringImages
 from engine.pruningnet import PruningNet
 from engine.random import stream_key
+from engine.sampling import draw
 from engine.space import architecture
+from engine.space.budget import Budget
 from engine.space.costs import CostModel, cost_model
 from engine.trie import plan
 
@@ -58,10 +61,10 @@ def in_precision(net: PruningNet, dtype: torch.dtype) -> PruningNet:
 
 def ours(net: PruningNet, genome_PG: Tensor, images: ScoringImages) -> Callable[[Tensor, Tensor], Tensor]:
     """A population with its weights and statistics: a function of images and labels, the losses float64 ``[P, N]``."""
-    calibrated = population.calibrate(net, plan(net.space, genome_PG), images.calibration_NCHW)
+    calibrated = calibrate(net, plan(net.space, genome_PG), images.calibration_NCHW)
 
     def losses(images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
-        _, loss_PN = population.count_correct(calibrated, images_NCHW, labels_N)
+        _, loss_PN = count_correct(calibrated, images_NCHW, labels_N)
         return loss_PN
 
     return losses
@@ -84,14 +87,15 @@ def first_within(costs: CostModel, low: float, high: float, count: int, propose:
 
 def random_population(costs: CostModel, low: float, high: float, count: int) -> Tensor:
     """Random genomes ``[P, G]`` with MACs in a range."""
-    return first_within(costs, low, high, count, lambda key: draw(key, 1024, costs))
+    anything = Budget(costs.space, torch.device("cpu"))
+    return first_within(costs, low, high, count, lambda key: draw(key, 1024, anything))
 
 
 def search_population(costs: CostModel, budget: float, count: int, parents: int = 4) -> Tensor:
     """Genomes ``[P, G]`` within a budget: half of them random, half mutants of a few of those."""
     random_PG = random_population(costs, 0, budget, count - count // 2)
-    parents_PG = random_PG[:parents]
-    mutants_PG = first_within(costs, 0, budget, count // 2, lambda key: mutate(key, parents_PG, count, costs, 0.1))
+    best, anything = Parents(random_PG[:parents], torch.arange(parents)), Budget(costs.space, torch.device("cpu"))
+    mutants_PG = first_within(costs, 0, budget, count // 2, lambda key: mutate(key, best, count, anything, 0.1)[0])
     return torch.cat([random_PG, mutants_PG])
 
 

@@ -4,25 +4,35 @@
 duplicates and selection are tensor operations over the whole population. Random numbers are counter-based
 (`engine.random`): a state and a seed determine all that follows, on any device, whole or resumed.
 
-Shape suffixes: P population, G genes, V genomes visited so far, K genomes proposed in one round.
+With cost objectives beside accuracy the search is NSGA-II (https://doi.org/10.1109/4235.996017) over the same state.
+
+Shape suffixes: P population, G genes, V genomes visited so far, K genomes proposed in one round, M objectives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
+from engine.pareto import non_dominated_rank, nsga2_order, tournament
 from engine.random import random_bits, random_integers, random_uniform, stream_key
 from engine.rows import group_rows
-from engine.space.costs import CostModel
+from engine.sampling import draw, sample
+from engine.space.budget import Budget, Quantity
 
 # Proposals per genome wanted, and rounds of proposals before a generation is filled up by other means.
 OVERSAMPLING = 8
 ROUNDS = 16
+# The same for random structures steered into the budget, which cost more each and miss it less often.
+STEERED_OVERSAMPLING = 2
+STEERED_ROUNDS = 4
+# The least share of the budget that a random structure uses: the best ones are not found among the tiny.
+NEAR_BUDGET = 0.8
 
 
 class Origin(IntEnum):
@@ -49,8 +59,9 @@ class SearchSettings:
 class SearchState:
     """Everything the search knows: all genomes asked for, in order, and the scores told so far.
 
-    Genomes are int64 ``[V, G]``; ``origin`` and ``generation`` int64 ``[V]``; ``correct`` int64 and ``loss``
-    float64, both ``[told]`` with ``told`` ≤ V: between ask and tell the last generation has no scores.
+    Genomes are int64 ``[V, G]``; ``origin`` and ``generation`` int64 ``[V]``; ``parent_V2`` int64, the genomes each one
+    was made of, -1 for none. ``correct`` and ``images`` (how many it was scored on) are int64 and ``loss`` float64, all
+    ``[told]`` with ``told`` ≤ V: between ask and tell the last generation has no scores.
     """
 
     seed: int
@@ -58,8 +69,10 @@ class SearchState:
     genome_VG: Tensor
     origin_V: Tensor
     generation_V: Tensor
+    parent_V2: Tensor
     correct: Tensor
     loss: Tensor
+    images: Tensor
 
     @property
     def pending(self) -> Tensor:
@@ -71,7 +84,7 @@ def initial_state(genes: int, seed: int, device: torch.device | str = "cpu") -> 
     """The state before the first ask."""
     empty = torch.empty(0, dtype=torch.int64, device=device)
     loss = torch.empty(0, dtype=torch.float64, device=device)
-    return SearchState(seed, 0, empty.reshape(0, genes), empty, empty, empty, loss)
+    return SearchState(seed, 0, empty.reshape(0, genes), empty, empty, empty.reshape(0, 2), empty, loss, empty)
 
 
 def ranking(correct: Tensor, loss: Tensor) -> Tensor:
@@ -82,102 +95,151 @@ def ranking(correct: Tensor, loss: Tensor) -> Tensor:
     return by_loss[by_correct]
 
 
-def ask(state: SearchState, settings: SearchSettings, costs: CostModel, budget: int) -> SearchState:
-    """Propose the next generation: new genomes within ``budget`` MACs, none of them visited before.
+def objectives(state: SearchState, costs: Sequence[Quantity]) -> Tensor:
+    """What a Pareto search minimises, float64 ``[told, 1 + len(costs)]``: error, then each cost.
+
+    Error is minus the correct images, with ties broken by the loss: both in one number, NaN for a failed evaluation.
+    """
+    error = state.loss / (1 + state.loss) - state.correct
+    genome_PG = state.genome_VG[: len(state.correct)]
+    return torch.stack([error.nan_to_num(nan=torch.nan, posinf=0), *(cost.of(genome_PG).double() for cost in costs)], 1)
+
+
+def pareto_front(state: SearchState, costs: Sequence[Quantity]) -> Tensor:
+    """The genomes told that no other one beats in one objective without losing in another, by the first cost."""
+    objective_PM = objectives(state, costs)
+    front = (non_dominated_rank(objective_PM) == 0).nonzero()[:, 0]
+    front = front[~objective_PM[front, 0].isnan()]
+    return front[objective_PM[front, 1].argsort(stable=True)]
+
+
+def ask(state: SearchState, settings: SearchSettings, budget: Budget, costs: Sequence[Quantity] = ()) -> SearchState:
+    """Propose the next generation: new genomes that meet ``budget``, none of them visited before.
 
     The first generation is random; later ones mutate and cross the best ``parents`` of all genomes told, failed
-    ones excepted, and fill up with random ones. A space with fewer unvisited genomes left than wanted yields what
-    the rounds found, down to none: the search is then finished. Raises `ValueError` if the previous generation was
-    not told.
+    ones excepted, and fill up with random ones. With ``costs`` as further objectives the parents are drawn by binary
+    tournaments among the best ``population``, in the order of NSGA-II. A space with fewer unvisited genomes left than
+    wanted yields what the rounds found, down to none: the search is then finished. Raises `ValueError` if the previous
+    generation was not told.
     """
     if len(state.pending):
         raise ValueError("tell the scores of the last generation before asking for another")
-    proposals = _Proposals(state, costs, budget)
-    best = ranking(state.correct, state.loss)[: settings.parents]
-    parents_PG = state.genome_VG[best[~state.loss[best].isnan()]]
-    if len(parents_PG):
+    proposals = _Proposals(state, budget)
+    parents = parents_of(state, settings, costs)
+    if len(parents.index_P):
         probability = settings.mutation_probability
-        proposals.fill(Origin.MUTATION, settings.mutants, lambda key, k: mutate(key, parents_PG, k, costs, probability))
-        proposals.fill(Origin.CROSSOVER, settings.crossovers, lambda key, k: cross(key, parents_PG, k))
-    missing = settings.population - len(proposals.origin)
-    proposals.fill(Origin.RANDOM, missing, lambda key, k: draw(key, k, costs))
-    missing = settings.population - len(proposals.origin)
-    proposals.fill(Origin.RANDOM, missing, lambda key, k: shrink_to_budget(draw(key, k, costs), costs, budget))
+        proposals.fill(Origin.MUTATION, settings.mutants, lambda key, k: mutate(key, parents, k, budget, probability))
+        proposals.fill(Origin.CROSSOVER, settings.crossovers, lambda key, k: cross(key, parents, k))
+    nearest = 0.0 if costs else NEAR_BUDGET
+    for propose in (
+        lambda key, k: sample(key, k, budget, nearest),
+        lambda key, k: sample(key, k, budget),
+        lambda key, k: draw(key, k, budget),
+    ):
+        proposals.fill_random(settings.population - len(proposals.origin), propose)
     return proposals.asked()
 
 
-def tell(state: SearchState, correct: Tensor, loss: Tensor) -> SearchState:
-    """Record the scores of the pending genomes, in order."""
-    if len(correct) != len(state.pending) or len(loss) != len(correct):
+def tell(state: SearchState, correct: Tensor, loss: Tensor, images: Tensor) -> SearchState:
+    """Record the scores of the pending genomes, in order, each on so many ``images``."""
+    if len(correct) != len(state.pending) or not len(loss) == len(images) == len(correct):
         raise ValueError(f"{len(state.pending)} genomes await their scores, got {len(correct)}")
     return replace(
         state,
         generation=state.generation + 1,
         correct=torch.cat([state.correct, correct]),
         loss=torch.cat([state.loss, loss]),
+        images=torch.cat([state.images, images]),
     )
 
 
-# -- operators: K new genomes from a stream of random numbers -------------------------------------------------------
+# -- operators: K new genomes, and the positions of their parents, from a stream of random numbers ------------------
+
+Offspring = tuple[Tensor, Tensor]
 
 
-def draw(key: int, count: int, costs: CostModel) -> Tensor:
-    """Genomes ``[K, G]`` with every gene uniform over its choices."""
-    space, device = costs.space, costs.macs_form.device
-    return random_integers(key, space.choices, (count, len(space.genes)), device)
+@dataclass(frozen=True)
+class Parents:
+    """Genomes that may have children, best first, and where they stand in the state."""
+
+    genome_PG: Tensor
+    index_P: Tensor
+    tournament: bool = False
+
+    def choose(self, key: int, shape: tuple[int, ...]) -> Tensor:
+        """Positions of random parents: uniform, or winners of binary tournaments."""
+        order_P = torch.arange(len(self.index_P), device=self.index_P.device)
+        if self.tournament:
+            return tournament(key, order_P, math.prod(shape)).reshape(shape)
+        return random_integers(key, len(order_P), shape, order_P.device)
 
 
-def mutate(key: int, parents_PG: Tensor, count: int, costs: CostModel, probability: float) -> Tensor:
+def parents_of(state: SearchState, settings: SearchSettings, costs: Sequence[Quantity]) -> Parents:
+    """The best genomes told, without failed ones."""
+    if costs:
+        best = nsga2_order(objectives(state, costs))[: settings.population]
+    else:
+        best = ranking(state.correct, state.loss)[: settings.parents]
+    index_P = best[~state.loss[best].isnan()]
+    return Parents(state.genome_VG[index_P], index_P, bool(costs))
+
+
+def mutate(key: int, parents: Parents, count: int, budget: Budget, probability: float) -> Offspring:
     """Genomes ``[K, G]``: each a random parent with every gene redrawn with the given probability."""
-    parent_K = random_integers(stream_key(key, "parent"), len(parents_PG), (count,), parents_PG.device)
-    redrawn_KG = random_uniform(stream_key(key, "redraw"), (count, parents_PG.shape[1]), parents_PG.device)
-    return torch.where(redrawn_KG < probability, draw(stream_key(key, "choice"), count, costs), parents_PG[parent_K])
+    parent_K = parents.choose(stream_key(key, "parent"), (count,))
+    redrawn_KG = random_uniform(stream_key(key, "redraw"), (count, parents.genome_PG.shape[1]), budget.device)
+    choice_KG = draw(stream_key(key, "choice"), count, budget)
+    genome_KG = torch.where(redrawn_KG < probability, choice_KG, parents.genome_PG[parent_K])
+    index_K = parents.index_P[parent_K]
+    return genome_KG, torch.stack([index_K, torch.full_like(index_K, -1)], 1)
 
 
-def cross(key: int, parents_PG: Tensor, count: int) -> Tensor:
+def cross(key: int, parents: Parents, count: int) -> Offspring:
     """Genomes ``[K, G]``: two random parents, each gene from one or the other by a coin."""
-    pair_2K = random_integers(stream_key(key, "parents"), len(parents_PG), (2, count), parents_PG.device)
-    coin_KG = random_bits(stream_key(key, "coin"), count * parents_PG.shape[1], parents_PG.device) < 0
-    return torch.where(coin_KG.reshape(count, -1), parents_PG[pair_2K[0]], parents_PG[pair_2K[1]])
-
-
-def shrink_to_budget(genome_KG: Tensor, costs: CostModel, budget: int) -> Tensor:
-    """Scale the choices of genomes that exceed the budget down by the least common factor that makes them fit.
-
-    MACs grow with every choice, so the factor ``t / 64`` is found by bisection; at zero the genome is the smallest
-    structure, which fits any budget the space can meet.
-    """
-    steps = 64
-    low_K = torch.zeros(len(genome_KG), dtype=torch.int64, device=genome_KG.device)
-    high_K = torch.full_like(low_K, steps)
-    fits_K = costs.macs(genome_KG) <= budget
-    for _ in range(steps.bit_length()):
-        middle_K = (low_K + high_K) // 2
-        fits = costs.macs(genome_KG * middle_K[:, None] // steps) <= budget
-        low_K, high_K = torch.where(fits, middle_K, low_K), torch.where(fits, high_K, middle_K)
-    return torch.where(fits_K[:, None], genome_KG, genome_KG * low_K[:, None] // steps)
+    pair_2K, genes = parents.choose(stream_key(key, "parents"), (2, count)), parents.genome_PG.shape[1]
+    coin_KG = random_bits(stream_key(key, "coin"), count * genes, parents.index_P.device).reshape(count, genes) < 0
+    genome_KG = torch.where(coin_KG, parents.genome_PG[pair_2K[0]], parents.genome_PG[pair_2K[1]])
+    return genome_KG, parents.index_P[pair_2K].T
 
 
 class _Proposals:
     """A generation in the making: keeps the first new genomes within the budget of every round of proposals."""
 
-    def __init__(self, state: SearchState, costs: CostModel, budget: int) -> None:
-        self.state, self.costs, self.budget = state, costs, budget
-        self.genome_VG, self.origin = state.genome_VG, list[int]()
+    def __init__(self, state: SearchState, budget: Budget) -> None:
+        self.state, self.budget = state, budget
+        self.genome_VG, self.parent_V2, self.origin = state.genome_VG, state.parent_V2, list[int]()
 
-    def fill(self, origin: Origin, count: int, propose: Callable[[int, int], Tensor]) -> None:
+    def fill_random(self, count: int, propose: Callable[[int, int], Tensor]) -> None:
+        """Add up to ``count`` genomes without parents from ``propose(stream, K)``."""
+
+        def orphans(key: int, k: int) -> Offspring:
+            genome_KG = propose(key, k)
+            return genome_KG, genome_KG.new_full((len(genome_KG), 2), -1)
+
+        self.fill(Origin.RANDOM, count, orphans, STEERED_ROUNDS, STEERED_OVERSAMPLING)
+
+    def fill(
+        self,
+        origin: Origin,
+        count: int,
+        propose: Callable[[int, int], Offspring],
+        rounds: int = ROUNDS,
+        oversampling: int = OVERSAMPLING,
+    ) -> None:
         """Add up to ``count`` genomes from ``propose(stream, K)``."""
         wanted = count
-        for round_number in range(ROUNDS):
+        for round_number in range(rounds):
             if wanted <= 0:
                 return
             stream = (self.state.seed, self.state.generation, int(origin), len(self.origin), round_number)
-            genome_KG = propose(stream_key("propose", *stream), wanted * OVERSAMPLING)
-            genome_KG = genome_KG[self.costs.macs(genome_KG) <= self.budget]
-            new_KG = genome_KG[_is_first(self.genome_VG, genome_KG)][:wanted]
-            self.genome_VG = torch.cat([self.genome_VG, new_KG])
-            self.origin += [int(origin)] * len(new_KG)
-            wanted -= len(new_KG)
+            genome_KG, parent_K2 = propose(stream_key("propose", *stream), wanted * oversampling)
+            fits_K = self.budget.fits(genome_KG)
+            genome_KG, parent_K2 = genome_KG[fits_K], parent_K2[fits_K]
+            new_K = _is_first(self.genome_VG, genome_KG).nonzero()[:wanted, 0]
+            self.genome_VG = torch.cat([self.genome_VG, genome_KG[new_K]])
+            self.parent_V2 = torch.cat([self.parent_V2, parent_K2[new_K]])
+            self.origin += [int(origin)] * len(new_K)
+            wanted -= len(new_K)
 
     def asked(self) -> SearchState:
         """The state with these proposals pending."""
@@ -186,6 +248,7 @@ class _Proposals:
         return replace(
             self.state,
             genome_VG=self.genome_VG,
+            parent_V2=self.parent_V2,
             origin_V=torch.cat([self.state.origin_V, origin_P]),
             generation_V=torch.cat([self.state.generation_V, generation_P]),
         )

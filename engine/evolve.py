@@ -1,52 +1,57 @@
-"""Search the best structure within a budget, scoring candidates with generated weights.
+"""Search the best structures within a budget, scoring candidates with generated weights.
 
     python -m engine.evolve --flops 300M
+    python -m engine.evolve --flops 280M:300M --params 2M --memory-peak 50%
+    python -m engine.evolve --latency 8ms --latency-table table.json
+    python -m engine.evolve --objectives accuracy,flops
 
 Needs a PruningNet from ``engine.metatrain``. Writes to its output folder
 
-    structure.json    the best structure            uniform.json   the uniform one of equal MACs
+    structure.json    the best structure            uniform.json   the uniform one within the same budget
     candidates.csv    everything that was scored    state.json     what resuming needs
+    front/ front.csv front.png                      the Pareto front, when there are several objectives
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from engine import population
 from engine.errors import UserError
-from engine.evolution import SearchSettings, SearchState, ask, initial_state, ranking, tell
+from engine.evolution import SearchSettings, initial_state
 from engine.memory import parse_memory
 from engine.metatrain import DEFAULT_RUN, run_option
-from engine.population import ScoringImages
-from engine.pruningnet import PruningNet
+from engine.population import Scores, score_passes, scoring_images
+from engine.racing import Race
 from engine.run import directory
-from engine.run.command import Interruption, Options, run_command, use_device
-from engine.run.opened import PruningNetRun, open_run
+from engine.run.command import Options, run_command, use_device
+from engine.run.opened import open_run
 from engine.run.options import require_at_least
 from engine.run.scores import ScoreCache
-from engine.run.search_state import Identity, load_state, save_state
-from engine.run.training import keep_freed_memory
-from engine.space.costs import (
-    DEFAULT_RESOLUTION,
-    Convention,
-    CostModel,
-    cost_model,
-    format_count,
-    parse_budget,
-    uniform_genome,
+from engine.run.search import (
+    Search,
+    best_genome,
+    run_generations,
+    save_front,
+    scored_structure,
+    uniform_structure,
 )
-from engine.space.structure import Structure, make_structure
+from engine.run.search_state import Identity, load_state
+from engine.run.training import keep_freed_memory
+from engine.sampling import check_feasible
+from engine.space.budget import KINDS, Budget, Limit, Quantity, parse_limit, quantities
+from engine.space.costs import DEFAULT_RESOLUTION, Convention, cost_model
+from engine.space.latency_table import load_latency_table
+from engine.space.structure import Structure
 
 PAPER = SearchSettings()
 
@@ -56,14 +61,26 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 @dataclass(frozen=True, kw_only=True)
 class Evolve(Options):
-    """Search the best structure within a budget, scoring candidates with generated weights."""
+    """Search the best structures within a budget, scoring candidates with generated weights."""
 
-    flops: str
-    """Budget in MACs: 300M, 1.2G, or 50% of the full network."""
+    flops: str | None = None
+    """Budget in MACs: 300M, 1.2G, or 50% of the full network; 280M:300M is a band."""
+    params: str | None = None
+    """Budget in parameters: 2M, 50%, or a band."""
+    memory_peak: str | None = None
+    """Budget in bytes of activations alive at once, for one image in fp32: 1.5MB, 50%, or a band."""
+    latency: str | None = None
+    """Budget in time: 8ms, 50%, or a band; needs --latency-table."""
+    latency_table: Path | None = None
+    """Table of engine.latency build: what a structure takes on the device it was measured on."""
+    divisor: int = 1
+    """Widths are multiples of this, for hardware that wants it."""
+    objectives: str = "accuracy"
+    """accuracy, or a Pareto front of accuracy and costs: accuracy,flops[,params,memory_peak,latency]."""
     run: Path = DEFAULT_RUN
     """Run directory of the PruningNet."""
     out: Path | None = None
-    """Output folder (default: RUN/search-FLOPS)."""
+    """Output folder (default: RUN/search-BUDGET)."""
     flops_resolution: int = DEFAULT_RESOLUTION
     """Image side in pixels at which MACs are counted: that of deployment."""
     flops_convention: Convention = "macs"
@@ -80,6 +97,8 @@ class Evolve(Options):
     """Probability that a mutation redraws a gene."""
     generations: int = PAPER.generations
     """Generations."""
+    race: float | None = None
+    """Stop structures early that are not among the best with this confidence, such as 0.95 (default: never)."""
     calibration_images: int = 1000
     """Images that calibrate BatchNorm for each structure."""
     seed: int = 0
@@ -98,70 +117,77 @@ class Evolve(Options):
     """Replace the search in the output folder."""
 
 
-@dataclass(frozen=True)
-class Search:
-    """What stays the same throughout one search. ``identity`` says what its scores belong to."""
-
-    settings: SearchSettings
-    costs: CostModel
-    budget: int
-    run: PruningNetRun
-    net: PruningNet
-    images: ScoringImages
-    cache: ScoreCache
-    out: Path
-    identity: Identity
-    memory: int
-
-
 def main(options: Evolve) -> None:
     """Run the command."""
     console = Console(file=sys.stderr)
     run = open_run(options.run)
-    out = options.out or options.run / f"search-{options.flops.replace('%', 'pct')}"
+    out = options.out or options.run / _folder(options)
     if options.resume and (out / directory.CONFIG).is_file():
         options = directory.resumed_options(options, out)
     settings = _settings(options)
     device = use_device(options.device, options.backend)
     memory = parse_memory(options.memory, device)
-    costs = cost_model(run.space(), options.flops_resolution, options.flops_convention).to(device)
-    budget = parse_budget(options.flops, costs)
+    costs = cost_model(run.space(options.divisor), options.flops_resolution, options.flops_convention).to(device)
+    table = load_latency_table(options.latency_table, costs.space).to(device) if options.latency_table else None
+    known = quantities(costs, table.predict if table else None)
+    pareto = _pareto(options, known)
+    budget = _budget(options, known, pareto, Budget(costs.space, device))
     directory.check_output(out, options.resume, options.overwrite)
     data = run.data(device)
-    images = population.scoring_images(data, options.calibration_images)
+    images = scoring_images(data, options.calibration_images)
     keep_freed_memory()
-    net = run.net(device).to_precision(DTYPES[options.precision])
+    net = run.net(device, options.divisor).to_precision(DTYPES[options.precision])
     if run.steps_left:
         console.print(f"note: this PruningNet is not finished; {run.steps_left} steps of its training are missing")
 
     scored_by: Identity = {"pruningnet": run.digest, "splits": data.splits.digest}
     scored_how: Identity = {
         "calibration": len(images.calibration_NCHW), "precision": options.precision, "device": device.type,
-        "backend": options.backend,
+        "backend": options.backend, "divisor": options.divisor,
     }  # fmt: skip
-    identity = {**scored_by, "budget": budget}
+    identity: Identity = {
+        **scored_by,
+        "budget": {limit.quantity.name: _bounds(limit) for limit in budget.limits},
+        "objectives": [quantity.name for quantity in pareto],
+        "latency_table": table.digest if table else None,
+    }
     state = load_state(out, identity, device) if options.resume else None
     if not options.resume:
         directory.start_output(out, options, identity)
-    cache = ScoreCache(run.folder, {**scored_by, **scored_how})
-    search = Search(settings, costs, budget, run, net, images, cache, out, identity, memory)
-    state = _generations(search, state or initial_state(len(costs.space.genes), options.seed, device), console)
+    cache = ScoreCache(run.folder, {**scored_by, **scored_how}, len(images.subset))
 
-    best_1G = state.genome_VG[ranking(state.correct, state.loss)[:1]]
-    structures = {
-        "structure": _structure(search, best_1G),
-        "uniform": _structure(search, uniform_genome(costs, budget)),
-    }
+    def scorer(genome_PG: Tensor, race: Race | None) -> Iterator[tuple[Tensor, Scores]]:
+        return score_passes(net, genome_PG, images, memory, race)
+
+    search = Search(
+        settings, costs, known, budget, pareto, options.race, run, net, images, cache, scorer, out, identity
+    )
+    state = run_generations(search, state or initial_state(len(costs.space.genes), options.seed, device), console)
+
+    structures = {"structure": scored_structure(search, best_genome(search, state))}
+    structures["uniform"] = uniform_structure(search)
     for name, structure in structures.items():
         structure.save(out / f"{name}.json")
-    _print_result(structures, budget, out)
+    _print_result(structures, known, budget, out)
+    if pareto:
+        front = save_front(search, state)
+        print(f"front of {len(front)} structures: {out / 'front.csv'}, {out / 'front.png'}")
     found = shlex.quote(str(out / "structure.json"))
     print(f"next: python -m engine.retrain --structure {found}{run_option(options.run)}")
 
 
+def _folder(options: Evolve) -> str:
+    """The name of the output folder: all budgets, and the objectives where there are several."""
+    parts = [] if options.objectives == "accuracy" else [options.objectives.replace(",", "-")]
+    for name in KINDS:
+        if text := getattr(options, name):
+            parts.append(text if name == "flops" else f"{KINDS[name].option.strip('-')}-{text}")
+    return "-".join(["search", *parts]).replace("%", "pct").replace(":", "to")
+
+
 def _settings(options: Evolve) -> SearchSettings:
     settings = SearchSettings(**{field.name: getattr(options, field.name) for field in fields(SearchSettings)})
-    least = {"population": 1, "parents": 1, "mutants": 0, "crossovers": 0, "generations": 1}
+    least = {"population": 1, "parents": 1, "mutants": 0, "crossovers": 0, "generations": 1, "divisor": 1}
     require_at_least(options, {**least, "calibration_images": 1, "seed": 0})
     if settings.mutants + settings.crossovers > settings.population:
         raise UserError(
@@ -170,89 +196,69 @@ def _settings(options: Evolve) -> SearchSettings:
         )
     if not 0 <= settings.mutation_probability <= 1:
         raise UserError(f"--mutation-probability {settings.mutation_probability}: a number from 0 to 1")
+    if options.race is not None and not 0.5 <= options.race < 1:
+        raise UserError(f"--race {options.race}: a confidence from 0.5 to below 1, such as 0.95")
+    if options.race is not None and options.objectives != "accuracy":
+        raise UserError("--race compares accuracies alone: leave it out with several --objectives")
     return settings
 
 
-def _generations(search: Search, state: SearchState, console: Console) -> SearchState:
-    """Ask, score, tell and save until all generations are done or the space has no new structure to offer."""
-    generations, population_size = search.settings.generations, search.settings.population
-    images = len(search.images.subset)
-    with Interruption() as interruption, _progress(console) as progress:
-        task = progress.add_task("", total=generations * population_size, speed="")
-        while state.generation < generations:
-            progress.update(task, completed=state.generation * population_size)
-            state = ask(state, search.settings, search.costs, search.budget)
-            pending, began, scored = state.pending, time.monotonic(), 0
-            if not len(pending):
-                console.print("note: every structure within the budget has been scored")
-                break
-            for count in search.cache.score_missing(search.net, pending, search.images, search.memory):
-                scored += count
-                progress.update(task, advance=count, speed=f"{scored / (time.monotonic() - began):.2f}")
-                interruption.stop_if_asked()
-            state = tell(state, *search.cache.lookup(pending))
-            save_state(search.out, state, search.costs, images, search.identity)
-            best, median = _best_and_median(state, len(pending))
-            progress.console.print(
-                f"generation {state.generation}/{generations}  best {100 * best / images:.1f} %  "
-                f"median {100 * median / images:.1f} %  "
-                f"{scored / max(time.monotonic() - began, 1e-9):.2f} candidates/s ({len(pending) - scored} from cache)",
-                highlight=False,
-                soft_wrap=True,
-            )
-            interruption.stop_if_asked()
-    return state
+def _pareto(options: Evolve, known: dict[str, Quantity]) -> tuple[Quantity, ...]:
+    """The cost objectives beside accuracy."""
+    first, *others = options.objectives.split(",")
+    if options.latency is not None and "latency" not in known:
+        raise UserError("--latency needs --latency-table: make one with python -m engine.latency build")
+    legal = f"accuracy, then any of {', '.join(known)}"
+    if "latency" in others and "latency" not in known:
+        raise UserError("--objectives latency needs --latency-table: make one with python -m engine.latency build")
+    if first != "accuracy" or not set(others) <= set(known) or len(set(others)) < len(others):
+        raise UserError(f"--objectives {options.objectives}: {legal}, separated by commas")
+    return tuple(known[name] for name in others)
 
 
-def _best_and_median(state: SearchState, last: int) -> tuple[int, float]:
-    """Correct images of the best structure so far, and the median of the last generation."""
-    best = state.correct[ranking(state.correct, state.loss)[0]]
-    return int(best), float(state.correct[-last:].double().quantile(0.5))
+def _budget(options: Evolve, known: dict[str, Quantity], pareto: tuple[Quantity, ...], empty: Budget) -> Budget:
+    """The limits asked for, shown with what the space offers, and refused if nothing can meet them."""
+    asked = {name: getattr(options, name) for name in KINDS if getattr(options, name) is not None}
+    if not asked and not pareto:
+        names = ", ".join(kind.option for kind in KINDS.values())
+        raise UserError(f"give a budget: one or more of {names}; or --objectives accuracy,flops for a Pareto front")
+    limits = {name: parse_limit(text, known[name]) for name, text in asked.items()}
+    Console().print(_feasibility(known, limits))
+    budget = Budget(empty.space, empty.device, tuple(limit.check() for limit in limits.values()))
+    check_feasible(budget)
+    return budget
 
 
-def _structure(search: Search, genome_1G: Tensor) -> Structure:
-    """One structure with its score, taken from the cache or computed now."""
-    for _ in search.cache.score_missing(search.net, genome_1G, search.images, search.memory):
-        pass
-    correct, loss = search.cache.lookup(genome_1G)
-    images = search.images
-    score = {
-        "correct": int(correct),
-        "images": len(images.subset),
-        "loss": float(loss),
-        "split": images.subset.name,
-        "calibration_images": len(images.calibration_NCHW),
-        "precision": str(search.net.precision).removeprefix("torch."),
-        "method": "top-1 with generated weights, BatchNorm calibrated for the structure; no fine-tuning",
-    }
-    return make_structure(
-        search.costs, genome_1G[0], images.preprocessing.resolution, score=score,
-        preprocessing=images.preprocessing.to_dict(), pruningnet=search.run.digest,
-        splits=search.run.checkpoint.manifest["splits"],
-    )  # fmt: skip
+def _feasibility(known: dict[str, Quantity], limits: dict[str, Limit]) -> Table:
+    table = Table(title=f"what {known['flops'].subject} offers")
+    for heading in ("", "least", "middle", "full", "budget", "satisfiable"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for name, quantity in known.items():
+        kind, limit = quantity.kind, limits.get(name)
+        asked = ("", "") if limit is None else (limit.show(), "yes" if limit.in_range else "no")
+        offered = (kind.show(value) for value in (quantity.least, quantity.middle, quantity.full))
+        table.add_row(kind.heading, *offered, *asked)
+    return table
 
 
-def _print_result(structures: dict[str, Structure], budget: int, out: Path) -> None:
-    table = Table(title=f"budget {format_count(budget)} MACs")
-    for heading in ("", "MACs", "parameters", "search score", "written to"):
-        table.add_column(heading, justify="left" if heading in ("", "written to") else "right", overflow="fold")
+def _bounds(limit: Limit) -> dict[str, float]:
+    return {"high": limit.high} if limit.low is None else {"low": limit.low, "high": limit.high}
+
+
+def _print_result(structures: dict[str, Structure], known: dict[str, Quantity], budget: Budget, out: Path) -> None:
+    table = Table(title=f"budget: {budget.show()}")
+    for heading in ("", *(quantity.kind.heading for quantity in known.values()), "search score"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name, structure in structures.items():
-        score = structure.score or {}
+        score, genome_1G = structure.score or {}, torch.tensor([structure.genome], device=budget.device)
         table.add_row(
             {"structure": "best"}.get(name, name),
-            format_count(structure.macs),
-            format_count(structure.parameters),
+            *(quantity.kind.show(float(quantity.of(genome_1G))) for quantity in known.values()),
             f"{100 * score['correct'] / score['images']:.1f} %",
-            str(out / f"{name}.json"),
         )
     Console().print(table)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("candidate"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[speed]} candidates/s"),
-        TextColumn("time left"), TimeRemainingColumn(), console=console, transient=True,
-    )  # fmt: skip
+    for name in structures:
+        print(f"{name}: {out / f'{name}.json'}")
 
 
 if __name__ == "__main__":

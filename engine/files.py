@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,15 @@ def sha256_file(path: Path) -> str:
 def sha256_json(value: Any) -> str:
     """Hexadecimal SHA-256 of a JSON value in canonical form: sorted keys, no white space."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def csv_text(columns: Mapping[str, Sequence[Any]]) -> str:
+    """A table with a heading, columns of equal length side by side, in the one dialect used here."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return table.getvalue()
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -37,7 +37,8 @@ from engine.run.opened import PruningNetRun, open_run
 from engine.run.options import TrainingOptions
 from engine.run.training import Training, keep_freed_memory, train
 from engine.space import architecture
-from engine.space.costs import DEFAULT_RESOLUTION, cost_model, format_count, parse_budget, uniform_genome
+from engine.space.budget import Budget, parse_limit, quantities, uniform_genome
+from engine.space.costs import DEFAULT_RESOLUTION, cost_model, format_count
 from engine.space.recipe import scaled
 from engine.space.structure import Structure, load_structure, make_structure
 
@@ -114,7 +115,8 @@ def _what_and_where(options: Retrain, run: PruningNetRun) -> tuple[Structure, Pa
     space = run.space()
     costs = cost_model(space, options.flops_resolution)
     if options.uniform is not None:
-        genome_1G = uniform_genome(costs, parse_budget(options.uniform, costs, "--uniform"))
+        limit = parse_limit(options.uniform, quantities(costs)["flops"], "--uniform").check()
+        genome_1G = uniform_genome(Budget(space, torch.device("cpu"), (limit,)))
         folder = f"uniform-{options.uniform.replace('%', 'pct')}"
     else:
         genome_1G, folder = space.uniform_choice(space.choices - 1), "full"

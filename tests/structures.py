@@ -8,6 +8,8 @@ from torch import Tensor
 
 from engine.pruned import PrunedNet
 from engine.space import ARCHITECTURES, IMAGE, IMAGE_CHANNELS, Conv, Space, architecture, gene
+from engine.space.budget import Budget, parse_limit, quantities
+from engine.space.costs import CostModel
 from engine.space.structure import convolutions
 
 names = st.sampled_from(sorted(ARCHITECTURES))
@@ -53,3 +55,11 @@ def pruned_net(space: Space, genome_PG: Tensor) -> PrunedNet:
     """The network of one genome ``[1, G]``, on the meta device: shapes without numbers."""
     with torch.device("meta"):
         return PrunedNet(convolutions(space, genome_PG[0]), space.classes).eval()
+
+
+def budget_of(costs: CostModel, **limits: str | int) -> Budget:
+    """A budget as the options of a search say it: ``budget_of(costs, flops="280M:300M", params="50%")``."""
+    known = quantities(costs)
+    return Budget(
+        costs.space, torch.device("cpu"), tuple(parse_limit(str(text), known[name]) for name, text in limits.items())
+    )

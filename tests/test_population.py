@@ -17,6 +17,7 @@ from engine.errors import UserError
 from engine.population import Scores, ScoringImages, genomes_per_pass, score, score_passes, scoring_images
 from engine.pruned import ConvBlock, PrunedNet
 from engine.pruningnet import PruningNet
+from engine.racing import Race
 from engine.space.structure import convolutions
 from engine.trie import activation_bytes, plan
 from kernels import backends
@@ -59,7 +60,11 @@ def first_scored(images: ScoringImages, start: int, stop: int) -> ScoringImages:
 
 
 def equal(one: Scores, other: Scores) -> bool:
-    return torch.equal(one.correct, other.correct) and torch.equal(one.loss, other.loss)
+    return all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items())
+
+
+def members_of(scores: Scores, members: Any) -> Scores:
+    return Scores(*(value[members] for value in vars(scores).values()))
 
 
 # -- the definition, by a plain network ------------------------------------------------------------------------------
@@ -94,7 +99,7 @@ def test_a_score_is_that_of_the_plain_network_with_generated_weights(name: str, 
     images = images_of(net.space.classes, side=side)
     genome_PG = torch.cat([random_genomes(net.space, 2), net.space.uniform_choice(0)])
     scores = score(net, genome_PG, images)
-    assert scores.images == 10
+    assert scores.images.tolist() == [10, 10, 10]
     for p, genome_G in enumerate(genome_PG):
         correct, loss = plain_score(net, genome_G, images)
         assert scores.correct[p] == correct
@@ -128,7 +133,7 @@ def test_a_genome_scores_the_same_alone_and_in_a_population(name: str) -> None:
     together = score(net, genome_PG, images)
     for p in range(3):
         alone = score(net, genome_PG[p][None], images)
-        assert equal(alone, Scores(together.correct[p][None], together.loss[p][None], 4))
+        assert equal(alone, members_of(together, [p]))
 
 
 @settings(max_examples=10)
@@ -143,7 +148,7 @@ def test_order_duplicates_and_memory_change_no_bit_of_a_score(
     genome_PG[6:, 0] = genome_PG[0, 0]
     expected = score(net, genome_PG, images, memory=10**9)
     scores = score(net, genome_PG[members], images, memory)
-    assert equal(scores, Scores(expected.correct[members], expected.loss[members], 3))
+    assert equal(scores, members_of(expected, members))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -250,6 +255,64 @@ def test_scoring_twice_gives_the_same_bits() -> None:
     assert equal(score(net, genome_PG, images), score(net, genome_PG, images))
 
 
+# -- races and shares of the images ----------------------------------------------------------------------------------
+
+
+class Never(Race):
+    """A race that stops everybody of an even position at its first test, and nobody else."""
+
+    def goes_on(self, right_PN: Tensor, seen_N: Tensor) -> Tensor:
+        return torch.arange(len(right_PN)) % 2 == 1
+
+
+@pytest.mark.parametrize("name", ["tiny", "mobilenet_v1", "mobilenet_v2", "resnet50"])
+def test_who_goes_on_in_a_race_scores_as_without_one(name: str) -> None:
+    net = pruningnet(name)
+    images = images_of(net.space.classes, calibration=6, scored=10, side=32)
+    genome_PG = random_genomes(net.space, 8)
+    # Prefixes that some stop with and others go on with.
+    genome_PG[1::2, :3] = genome_PG[::2, :3]
+    genome_PG[3] = genome_PG[2]
+    expected = score(net, genome_PG, images)
+    race = Never(torch.ones(10, dtype=torch.bool), 0.9)
+    for members, scores in score_passes(net, genome_PG, images, race=race):
+        assert len(members) == 8
+        # Of those who are left at each of three tests every second one goes on: 8, 4, 2, 1.
+        assert scores.images.sort().values.tolist() == [*[2] * 4, *[3] * 2, 5, 10]
+        seen_PN = scores.seen_PN
+        assert torch.equal(scores.right_PN & seen_PN, expected.right_PN[members] & seen_PN)
+        assert torch.equal(scores.loss_PN[seen_PN], expected.loss_PN[members][seen_PN])
+        assert torch.equal(scores.correct[-1:], (expected.right_PN[members] & seen_PN).sum(1)[-1:])
+        seen_loss = expected.loss_PN[members].where(seen_PN, 0).sum(1) / seen_PN.sum(1)
+        torch.testing.assert_close(scores.loss, seen_loss)
+
+
+def test_a_race_that_stops_everybody_ends() -> None:
+    net, images = pruningnet("tiny"), images_of(5)
+
+    class Everybody(Race):
+        def goes_on(self, right_PN: Tensor, seen_N: Tensor) -> Tensor:
+            return torch.zeros(len(right_PN), dtype=torch.bool)
+
+    ((_, scores),) = score_passes(
+        net, random_genomes(net.space, 3), images, race=Everybody(torch.ones(10, dtype=torch.bool), 0.9)
+    )
+    assert scores.images.tolist() == [2, 2, 2]
+
+
+def test_scores_on_shares_of_the_images_join_to_the_bits_of_the_whole() -> None:
+    net, images = pruningnet("tiny"), images_of(5)
+    genome_PG = random_genomes(net.space, 4)
+    expected, joined = score(net, genome_PG, images), Scores.empty(4, 10, torch.device("cpu"))
+    for positions in (torch.tensor([1, 4, 9]), torch.tensor([0, 2, 3, 5, 6, 7, 8])):
+        for members, part in score_passes(net, genome_PG, images, positions=positions):
+            assert torch.equal(part.seen_PN.any(0).nonzero()[:, 0], positions)
+            for name, whole in vars(joined).items():
+                whole[members[:, None], positions] = getattr(part, name)[:, positions]
+    assert equal(joined, expected)
+    assert torch.equal(joined.loss, expected.loss)
+
+
 # -- images ----------------------------------------------------------------------------------------------------------
 
 
@@ -294,5 +357,5 @@ def test_calibration_takes_the_first_training_images_and_scoring_the_sub_validat
     images = scoring_images(data, 50)
     assert torch.equal(images.calibration_NCHW, data.preprocessing(train.images(slice(50))))
     assert images.subset is validation
-    assert sum(len(labels) for _, labels in images.chunks(100)) == len(validation)
+    assert [len(labels) for *_, labels in images.chunks(torch.arange(len(validation)), 100)] == [100, 100, 100, 60]
     assert len(scoring_images(data, 10**6).calibration_NCHW) == len(train)

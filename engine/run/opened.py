@@ -13,7 +13,7 @@ from engine.pruningnet import PruningNet
 from engine.run.checkpoint import Checkpoint, load_checkpoint, restore
 from engine.run.directory import CONFIG, read_config
 from engine.run.training import WEIGHTS
-from engine.space import Space, architecture
+from engine.space import Space, architecture, rounded
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class PruningNetRun:
         """Steps of training that are still missing."""
         return int(self.checkpoint.manifest["steps"]) - self.checkpoint.step
 
-    def space(self) -> Space:
-        """The search space the PruningNet was trained for."""
+    def space(self, divisor: int = 1) -> Space:
+        """The search space the PruningNet was trained for, or the part of it whose widths are multiples."""
         manifest = self.checkpoint.manifest
-        return architecture(manifest["architecture"]).build(len(manifest["classes"]))
+        return rounded(architecture(manifest["architecture"]).build(len(manifest["classes"])), divisor)
 
     def data(self, device: torch.device) -> Data:
         """Its images and splits. Raises `UserError` unless they are prepared as those it was trained with."""
@@ -53,9 +53,9 @@ class PruningNetRun:
             )
         return data
 
-    def net(self, device: torch.device) -> PruningNet:
+    def net(self, device: torch.device, divisor: int = 1) -> PruningNet:
         """The trained PruningNet, verified."""
-        net = PruningNet(self.space(), self.checkpoint.manifest["hidden"], device=device)
+        net = PruningNet(self.space(divisor), self.checkpoint.manifest["hidden"], device=device)
         restore(net, self.checkpoint.tensors(WEIGHTS), self.checkpoint.folder)
         return net.eval().requires_grad_(False)
 

@@ -2,63 +2,102 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.errors import UserError
 from engine.files import sha256_json
-from engine.population import ScoringImages, score_passes
-from engine.pruningnet import PruningNet
+from engine.population import Scores
+from engine.racing import Race
+
+# Scores a population ``[P, G]`` pass by pass: positions, and what they answered.
+Scorer = Callable[[Tensor, Race | None], Iterator[tuple[Tensor, Scores]]]
+
+
+class Entry(NamedTuple):
+    """A genome's score on so many images; ``right`` has one bit an image, the first one highest."""
+
+    correct: int
+    loss: float
+    images: int
+    right: bytes
 
 
 class ScoreCache:
     """Scores of one PruningNet, remembered across searches and budgets: ``RUN/scores/KEY.jsonl``.
 
     ``key`` says what a score depends on besides the genome: PruningNet, splits, calibration, precision, device
-    and kernels.
+    and kernels; ``images`` is how many a whole score takes. Scores cut short by a race are for this search alone.
     A line cut short by a crash is dropped.
     """
 
-    def __init__(self, run: Path, key: Mapping[str, str | int]) -> None:
-        self.path = run / "scores" / f"{sha256_json(key)[:16]}.jsonl"
-        self.scores: dict[tuple[int, ...], tuple[int, float]] = {}
+    def __init__(self, run: Path, key: Mapping[str, str | int], images: int) -> None:
+        self.path = run / "scores" / f"{sha256_json({**key, 'images': images})[:16]}.jsonl"
+        self.images = images
+        self.scores: dict[tuple[int, ...], Entry] = {}
+        self.raced: dict[tuple[int, ...], Entry] = {}
         lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
         for number, line in enumerate(lines[:-1], start=1):
             try:
                 entry = json.loads(line)
-                self.scores[tuple(entry["genome"])] = (int(entry["correct"]), float(entry["loss"]))
+                self.scores[tuple(entry["genome"])] = self._read(entry)
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 raise UserError(f"{self.path}, line {number} is damaged: delete the file to score anew") from None
         if lines and lines[-1]:
             with self.path.open("r+b") as file:
                 file.truncate(sum(len(line) + 1 for line in lines[:-1]))
 
-    def score_missing(
-        self, net: PruningNet, genome_PG: Tensor, images: ScoringImages, memory: int | None = None
-    ) -> Iterator[int]:
-        """Score the genomes that are not cached, yielding how many each pass added once they are on disk.
+    def _read(self, entry: dict[str, Any]) -> Entry:
+        right = base64.b64decode(entry["right"], validate=True)
+        correct = int(entry["correct"])
+        if len(right) != -(-self.images // 8) or int.from_bytes(right, "big").bit_count() != correct:
+            raise ValueError("the images it is right about are not as many as it says")
+        return Entry(correct, float(entry["loss"]), self.images, right)
 
-        ``memory``: see `engine.population.score_passes`.
+    def score_missing(self, scorer: Scorer, genome_PG: Tensor, race: Race | None = None) -> Iterator[int]:
+        """Score the genomes that are not known, yielding how many each pass added once they are on disk.
+
+        Without a race a score that a race cut short does not count.
         """
-        missing = [row for row in genome_PG.tolist() if tuple(row) not in self.scores]
+        known = self.scores if race is None else {**self.scores, **self.raced}
+        missing = [row for row in genome_PG.tolist() if tuple(row) not in known]
         if not missing:
             return
         self.path.parent.mkdir(exist_ok=True)
         genome_MG = genome_PG.new_tensor(missing)
-        for members, scores in score_passes(net, genome_MG, images, memory):
+        for members, scores in scorer(genome_MG, race):
             with self.path.open("a", encoding="utf-8") as file:
-                for row, correct, loss in zip(
-                    genome_MG[members].tolist(), scores.correct.tolist(), scores.loss.tolist(), strict=True
-                ):
-                    self.scores[tuple(row)] = (correct, loss)
-                    file.write(json.dumps({"genome": row, "correct": correct, "loss": loss}) + "\n")
+                for row, entry in zip(genome_MG[members].tolist(), _entries(scores), strict=True):
+                    if entry.images < self.images:
+                        self.raced[tuple(row)] = entry
+                        continue
+                    self.scores[tuple(row)] = entry
+                    right = base64.b64encode(entry.right).decode()
+                    line = {"genome": row, "correct": entry.correct, "loss": entry.loss, "right": right}
+                    file.write(json.dumps(line) + "\n")
             yield len(members)
 
-    def lookup(self, genome_PG: Tensor) -> tuple[Tensor, Tensor]:
-        """Correct images and loss of genomes that were scored."""
-        correct, loss = zip(*(self.scores[tuple(row)] for row in genome_PG.tolist()), strict=True)
-        return genome_PG.new_tensor(correct), torch.tensor(loss, dtype=torch.float64, device=genome_PG.device)
+    def lookup(self, genome_PG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Correct images, loss, and the number of images of genomes that were scored, ``[P]`` each."""
+        entries = [self.scores.get(tuple(row)) or self.raced[tuple(row)] for row in genome_PG.tolist()]
+        correct_P, images_P = (genome_PG.new_tensor([entry[i] for entry in entries]) for i in (0, 2))
+        loss = [entry.loss for entry in entries]
+        return correct_P, torch.tensor(loss, dtype=torch.float64, device=genome_PG.device), images_P
+
+    def right(self, genome_G: Tensor) -> Tensor:
+        """Which images a genome that was scored on all of them is right about, bool ``[N]``."""
+        bits = np.frombuffer(self.scores[tuple(genome_G.tolist())].right, np.uint8)
+        return torch.from_numpy(np.unpackbits(bits, count=self.images).astype(bool))
+
+
+def _entries(scores: Scores) -> Iterator[Entry]:
+    right_PN = np.packbits((scores.right_PN & scores.seen_PN).cpu().numpy(), axis=1)
+    columns = zip(scores.correct.tolist(), scores.loss.tolist(), scores.images.tolist(), right_PN, strict=True)
+    return (Entry(correct, loss, images, right.tobytes()) for correct, loss, images, right in columns)

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.errors import UserError
 from engine.evolution import Origin, SearchState
-from engine.files import read_json, sha256_json, write_atomically
-from engine.space.costs import CostModel
+from engine.files import csv_text, read_json, sha256_json, write_atomically
+from engine.space.budget import Quantity
 
-SCHEMA = "metaprune.search/1"
+SCHEMA = "metaprune.search/2"
 STATE = "state.json"
 
-Identity = Mapping[str, str | int]
+Identity = dict[str, Any]
+# The columns of the costs of a structure.
+COST_COLUMNS = {
+    "flops": "macs", "params": "parameters", "memory_peak": "peak_activation_bytes", "latency": "latency_ms",
+}  # fmt: skip
 
 
-def save_state(out: Path, state: SearchState, costs: CostModel, images: int, identity: Identity) -> None:
-    """Write both files; ``images`` is how many a structure is scored on, ``identity`` what the scores belong to."""
+def save_state(out: Path, state: SearchState, costs: Mapping[str, Quantity], identity: Identity) -> None:
+    """Write both files; ``costs`` are the quantities to list, ``identity`` what the scores belong to."""
     columns = {
         "generation": state.generation_V.tolist(),
         "origin": [Origin(origin).name.lower() for origin in state.origin_V.tolist()],
-        "correct": state.correct.tolist(),
-        "images": [images] * len(state.correct),
-        "loss": state.loss.tolist(),
-        "macs": costs.macs(state.genome_VG).tolist(),
-        "parameters": costs.parameters(state.genome_VG).tolist(),
-        "peak_activation_bytes": costs.peak_activation_bytes(state.genome_VG).tolist(),
-        "genome": [" ".join(map(str, row)) for row in state.genome_VG.tolist()],
+        "parents": [" ".join(str(parent) for parent in row if parent >= 0) for row in state.parent_V2.tolist()],
+        **columns_of(state, torch.arange(len(state.correct)), costs),
     }
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    write_atomically(out / "candidates.csv", table.getvalue())
+    write_atomically(out / "candidates.csv", csv_text(columns))
     content = {
         "schema": SCHEMA,
         **identity,
@@ -47,10 +42,24 @@ def save_state(out: Path, state: SearchState, costs: CostModel, images: int, ide
         "genomes": state.genome_VG.tolist(),
         "origins": state.origin_V.tolist(),
         "generations": state.generation_V.tolist(),
+        "parents": state.parent_V2.tolist(),
         "correct": state.correct.tolist(),
         "loss": state.loss.tolist(),
+        "images": state.images.tolist(),
     }
     write_atomically(out / STATE, json.dumps({**content, "digest": sha256_json(content)}) + "\n")
+
+
+def columns_of(state: SearchState, chosen: Tensor, costs: Mapping[str, Quantity]) -> dict[str, list[Any]]:
+    """Score, costs and genome of some genomes told, as columns of a table."""
+    genome_PG = state.genome_VG[chosen]
+    return {
+        "correct": state.correct[chosen].tolist(),
+        "images": state.images[chosen].tolist(),
+        "loss": state.loss[chosen].tolist(),
+        **{COST_COLUMNS[name]: cost.of(genome_PG).tolist() for name, cost in costs.items()},
+        "genome": [" ".join(map(str, row)) for row in genome_PG.tolist()],
+    }
 
 
 def load_state(out: Path, identity: Identity, device: torch.device) -> SearchState | None:
@@ -78,6 +87,8 @@ def load_state(out: Path, identity: Identity, device: torch.device) -> SearchSta
         genome_VG=column("genomes"),
         origin_V=column("origins"),
         generation_V=column("generations"),
+        parent_V2=column("parents").reshape(-1, 2),
         correct=column("correct"),
         loss=column("loss", torch.float64),
+        images=column("images"),
     )

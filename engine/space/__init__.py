@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from engine.errors import UserError
 from engine.space import mobilenet_v1, mobilenet_v2, resnet
 from engine.space.recipe import Recipe
-from engine.space.space import IMAGE, IMAGE_CHANNELS, Conv, Gene, Space, Width, gene, max_width
+from engine.space.space import IMAGE, IMAGE_CHANNELS, Conv, Gene, Space, Width, gene, max_width, rounded
 
 __all__ = [
     "ARCHITECTURES", "IMAGE", "IMAGE_CHANNELS", "Architecture", "Conv", "Gene", "Recipe", "Space", "Width",
-    "architecture", "gene", "max_width",
+    "architecture", "gene", "max_width", "rounded",
 ]  # fmt: skip
 
 

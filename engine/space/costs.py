@@ -10,7 +10,6 @@ Shape suffixes: P population, G genes (G1: genes and the constant one), T execut
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -68,12 +67,6 @@ class CostModel:
         """
         peak = self._chunked(lambda v_PG1: (v_PG1 @ self.memory_form.T).amax(1), genome_PG)
         return peak * BYTES_PER_ELEMENT
-
-    def legal_range(self) -> tuple[int, int]:
-        """Least and greatest MACs of the space."""
-        extremes = torch.cat([self.space.uniform_choice(0), self.space.uniform_choice(self.space.choices - 1)])
-        least, greatest = self.macs(extremes.to(self.macs_form.device)).tolist()
-        return least, greatest
 
     def _chunked(self, cost: Callable[[Tensor], Tensor], genome_PG: Tensor) -> Tensor:
         genes = torch.arange(len(self.space.genes), device=genome_PG.device)
@@ -163,57 +156,12 @@ def _memory_form(space: Space, row: _Rows, pixels: dict[str, int]) -> Tensor:
     return torch.stack(steps)
 
 
-BUDGET = re.compile(r"(?P<number>\d{1,15}(\.\d{1,15})?)(?P<unit>[KMGT%]?)", re.IGNORECASE)
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-def parse_budget(text: str, costs: CostModel, option: str = "--flops") -> int:
-    """MACs of a budget such as ``300M``, ``1.2G`` or ``50%`` (of the full network), rounded down.
-
-    Raises `UserError` with the legal range if the text is no budget or no structure of the space can meet it, or
-    if it exceeds the full network, which would make it no budget at all.
-    """
-    least, greatest = costs.legal_range()
-    legal = (
-        f"{costs.space.architecture} at {costs.resolution} px has {format_count(least)} to "
-        f"{format_count(greatest)} MACs"
-    )
-    match = BUDGET.fullmatch(text.strip())
-    if match is None:
-        raise UserError(f"{option} {text}: not a budget; write one like 300M, 1.2G or 50%. {legal}")
-    number, unit = match["number"], match["unit"].upper()
-    whole, _, fraction = number.partition(".")
-    numerator, denominator = int(whole + fraction), 10 ** len(fraction)
-    scale = greatest if unit == "%" else UNITS[unit]
-    budget = numerator * scale // (denominator * (100 if unit == "%" else 1))
-    if not least <= budget <= greatest:
-        raise UserError(f"{option} {text}: no structure fits that budget; {legal}")
-    return budget
-
-
 def format_count(count: float) -> str:
     """A count with three decimals at most and its magnitude: ``568.74M``, ``4.089G``, ``512``."""
     for unit, scale in (("G", 10**9), ("M", 10**6), ("K", 10**3)):
         if count >= scale:
             return f"{count / scale:.3f}".rstrip("0").rstrip(".") + unit
-    return f"{count:g}"
-
-
-def uniform_genome(costs: CostModel, budget: int) -> Tensor:
-    """The structure closest to a width multiplier that meets a budget in MACs, int64 ``[1, G]``.
-
-    One ratio for all layers rarely lands on a budget when there are 31 of them, so gene ``g`` of ``G`` takes choice
-    ``floor(t + g / G)``: every gene is at the same ratio or one step (3 %) above it, and ``t`` is the
-    greatest that fits. Raises `UserError` if not even the smallest structure fits.
-    """
-    genes = len(costs.space.genes)
-    positions = torch.arange((costs.space.choices - 1) * genes + 1)[:, None]
-    ladder_PG = ((positions + torch.arange(genes)) // genes).clamp(max=costs.space.choices - 1)
-    ladder_PG = ladder_PG.to(costs.macs_form.device)
-    fits = costs.macs(ladder_PG) <= budget
-    if not bool(fits.any()):
-        raise UserError(f"no uniform structure has at most {format_count(budget)} MACs")
-    return ladder_PG[int(fits.nonzero().max())][None]
+    return f"{count:.4g}"
 
 
 def macs_per_conv(costs: CostModel, genome_G: Tensor) -> list[int]:

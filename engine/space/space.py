@@ -10,7 +10,7 @@ Shape suffixes: P population, G genes, L convolutions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -87,7 +87,8 @@ class Space:
     """All structures of one architecture: its genes, its convolutions in execution order, and a linear classifier.
 
     ``fixed_size_pooling`` tells the ``metapruning`` FLOPs convention whether the original network pooled its last
-    feature map with a window of fixed size, which its counter saw, or adaptively, which it did not.
+    feature map with a window of fixed size, which its counter saw, or adaptively, which it did not. ``divisor`` is
+    what the searched widths are multiples of (`rounded`).
     """
 
     architecture: str
@@ -95,6 +96,7 @@ class Space:
     genes: tuple[Gene, ...]
     convs: tuple[Conv, ...]
     fixed_size_pooling: bool = True
+    divisor: int = 1
 
     def __post_init__(self) -> None:
         index = self.conv_index
@@ -213,6 +215,34 @@ class Space:
             if bool((columns.setdefault(conv.cout, choice_P) != choice_P).any()):
                 raise ValueError(f"{conv.name} must be as wide as the other layers of gene {conv.cout.name}")
         return torch.stack([columns[gene] for gene in self.genes], dim=1)
+
+
+def rounded(space: Space, divisor: int) -> Space:
+    """The space with every searched width rounded to a multiple of ``divisor``, for hardware that wants multiples.
+
+    Widths stay between ``divisor`` and the greatest multiple that the full network has; a gene whose full width is
+    below ``divisor`` keeps its widths. Raises `UserError` unless ``divisor`` is at least 1.
+    """
+    if divisor < 1:
+        raise UserError(f"--divisor {divisor}: at least 1")
+    gene_of = {gene: _rounded(gene, divisor) for gene in space.genes}
+
+    def of(width: Width) -> Width:
+        return width if isinstance(width, int) else gene_of[width]
+
+    convs = tuple(
+        replace(conv, cin=of(conv.cin), cout=of(conv.cout), context=tuple(gene_of[gene] for gene in conv.context))
+        for conv in space.convs
+    )
+    return replace(space, genes=tuple(gene_of.values()), convs=convs, divisor=divisor)
+
+
+def _rounded(gene: Gene, divisor: int) -> Gene:
+    greatest = gene.max_width // divisor * divisor
+    if not greatest:
+        return gene
+    multiples = ((2 * width + divisor) // (2 * divisor) * divisor for width in gene.widths)
+    return replace(gene, widths=tuple(min(max(width, divisor), greatest) for width in multiples))
 
 
 def genes_of(convs: Sequence[Conv]) -> tuple[Gene, ...]:

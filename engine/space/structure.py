@@ -13,26 +13,27 @@ from torch import Tensor
 
 from engine.errors import UserError
 from engine.files import read_json, sha256_json, write_atomically
-from engine.space import Space, architecture, max_width
+from engine.space import Space, architecture, max_width, rounded
 from engine.space.costs import Convention, CostModel, cost_model
 from engine.space.space import IMAGE, IMAGE_CHANNELS
 
-SCHEMA = "metaprune.structure/1"
-INTEGERS = ("classes", "resolution", "macs", "parameters", "flops_resolution")
+SCHEMA = "metaprune.structure/2"
+INTEGERS = ("classes", "divisor", "resolution", "macs", "parameters", "flops_resolution")
 
 
 @dataclass(frozen=True)
 class Structure:
     """One pruned network: what it is, what it costs, and where its score comes from.
 
-    ``resolution`` is that of the images it is trained on, in pixels; ``macs`` are counted at
-    ``flops_resolution`` in ``flops_convention``. ``score`` says how the PruningNet judged it (``correct`` of
-    ``images``, ``loss``, on which split, after which calibration), or is None. ``pruningnet`` and ``splits`` are
-    SHA-256 digests of what it was scored with.
+    ``divisor`` is what its searched widths are multiples of; ``resolution`` that of the images it is trained on, in
+    pixels; ``macs`` are counted at ``flops_resolution`` in ``flops_convention``. ``score`` says how the PruningNet
+    judged it (``correct`` of ``images``, ``loss``, on which split, after which calibration), or is None.
+    ``pruningnet`` and ``splits`` are SHA-256 digests of what it was scored with.
     """
 
     architecture: str
     classes: int
+    divisor: int
     resolution: int
     genome: tuple[int, ...]
     macs: int
@@ -47,7 +48,7 @@ class Structure:
     @property
     def space(self) -> Space:
         """The search space it was chosen from."""
-        return architecture(self.architecture).build(self.classes)
+        return rounded(architecture(self.architecture).build(self.classes), self.divisor)
 
     @property
     def convolutions(self) -> list[dict[str, Any]]:
@@ -92,6 +93,7 @@ def make_structure(costs: CostModel, genome_G: Tensor, resolution: int, **proven
     return Structure(
         architecture=costs.space.architecture,
         classes=costs.space.classes,
+        divisor=costs.space.divisor,
         resolution=resolution,
         genome=tuple(genome_G.tolist()),
         macs=int(costs.macs(genome_G[None])),

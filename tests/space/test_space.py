@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from structures import genomes, names, space_of
 
 from engine.errors import UserError
-from engine.space import IMAGE, Conv, Gene, Space, architecture, gene, max_width
+from engine.space import IMAGE, Conv, Gene, Space, architecture, gene, max_width, rounded
 
 STEM, WIDE = gene("stem", 10), gene("wide", 20)
 
@@ -178,3 +178,38 @@ def test_two_genes_of_one_name_are_refused() -> None:
     other = gene("stem", 20)
     with pytest.raises(ValueError, match="distinct"):
         tiny(conv("a", "stem", STEM, other), genes=(STEM, other))
+
+
+# -- multiples -----------------------------------------------------------------------------------------------------
+
+
+@given(names, st.integers(1, 40))
+def test_rounded_widths_are_the_closest_multiples_the_full_network_has(name: str, divisor: int) -> None:
+    space = space_of(name)
+    for before, after in zip(space.genes, rounded(space, divisor).genes, strict=True):
+        multiples = range(divisor, before.max_width + 1, divisor)
+        if not multiples:
+            assert after == before
+            continue
+        assert set(after.widths) <= set(multiples)
+        for width, multiple in zip(before.widths, after.widths, strict=True):
+            assert abs(width - multiple) == min(abs(width - other) for other in multiples)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "resnet50"])
+def test_a_rounded_space_ties_the_same_layers_and_a_divisor_of_one_changes_nothing(name: str) -> None:
+    space = space_of(name)
+    assert rounded(space, 1) == space
+    by_eight = rounded(space, 8)
+    assert by_eight.divisor == 8
+    for before, after in zip(space.convs, by_eight.convs, strict=True):
+        for field in ("cin", "cout"):
+            width = getattr(before, field)
+            kept = width if isinstance(width, int) else by_eight.genes[space.gene_index[width]]
+            assert getattr(after, field) == kept
+        assert [gene.name for gene in after.context] == [gene.name for gene in before.context]
+
+
+def test_a_divisor_below_one_is_refused() -> None:
+    with pytest.raises(UserError, match="--divisor 0: at least 1"):
+        rounded(space_of("mobilenet_v1"), 0)

@@ -12,6 +12,7 @@ from structures import genomes, names, space_of
 
 from engine.errors import UserError
 from engine.files import sha256_json
+from engine.space import rounded
 from engine.space.costs import cost_model
 from engine.space.structure import Structure, load_structure, make_structure
 
@@ -29,15 +30,16 @@ def structure_of(name: str = "mobilenet_v1", choice: int = 13) -> Structure:
     return make_structure(costs, costs.space.uniform_choice(choice)[0], 32, **PROVENANCE)
 
 
-@given(st.data(), names, st.sampled_from(["macs", "metapruning"]))
+@given(st.data(), names, st.sampled_from(["macs", "metapruning"]), st.sampled_from([1, 8]))
 def test_a_structure_is_read_back_as_it_was_written(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, name: str, convention: Any
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, name: str, convention: Any, divisor: int
 ) -> None:
     path = tmp_path_factory.mktemp("structure") / "structure.json"
-    costs = cost_model(space_of(name, 10), 64, convention)
+    costs = cost_model(rounded(space_of(name, 10), divisor), 64, convention)
     structure = make_structure(costs, data.draw(genomes(costs.space))[0], 32, **PROVENANCE)
     structure.save(path)
     assert load_structure(path) == structure
+    assert {conv["out_channels"] % divisor for conv in structure.convolutions if conv["full_width"] >= 8} == {0}
 
 
 def test_a_structure_states_its_cost_and_every_convolution_with_its_full_width(tmp_path: Path) -> None:
@@ -99,7 +101,9 @@ def with_conv(index: int, name: str, value: Any) -> Callable[[Content], None]:
 
 
 attacks: dict[str, tuple[Callable[[Content], None], str]] = {
-    "unknown schema": (with_field("schema", "metaprune.structure/2"), "reads 'metaprune.structure/1'"),
+    "unknown schema": (with_field("schema", "metaprune.structure/1"), "reads 'metaprune.structure/2'"),
+    "another divisor": (with_field("divisor", 8), "stem cannot have 15 channels; legal widths are 8, 16, 24, 32"),
+    "a divisor of none": (with_field("divisor", 0), "at least 1"),
     "no schema": (lambda content: content.pop("schema"), "schema None is not supported"),
     "unknown architecture": (with_field("architecture", "vgg"), "'vgg': choose one of mobilenet_v1"),
     "another architecture": (with_field("architecture", "resnet50"), "a resnet50 genome has 20 genes"),
