@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch import Tensor
 GAMMA = 0x9E3779B97F4A7C15
 MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 UNIFORM_BITS = 24
+# Numbers mixed at once on a CPU: few enough to stay in cache.
+CHUNK = 1 << 15
 
 
 def stream_key(*name: int | str) -> int:
@@ -27,23 +30,39 @@ def stream_key(*name: int | str) -> int:
 
 def random_bits(key: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """The first ``count`` numbers of a stream: 64 random bits each, as int64 ``[count]``."""
-    counter = torch.arange(1, count + 1, dtype=torch.int64, device=device)
-    z = counter * _signed(GAMMA) + _signed(key)
-    z = (z ^ _shift_right(z, 30)) * _signed(MIX_1)
-    z = (z ^ _shift_right(z, 27)) * _signed(MIX_2)
-    return z ^ _shift_right(z, 31)
+    return _drawn(key, count, device, torch.int64, lambda bits: bits)
 
 
 def random_uniform(key: int, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
     """Float32 numbers in [0, 1), multiples of 2^-24."""
-    bits = _shift_right(random_bits(key, math.prod(shape), device), 64 - UNIFORM_BITS)
-    return (bits.float() * 2.0**-UNIFORM_BITS).reshape(shape)
+    uniform = _drawn(key, math.prod(shape), device, torch.float32, lambda bits: _shift_right_(bits, 64 - UNIFORM_BITS))
+    return uniform.mul_(2.0**-UNIFORM_BITS).reshape(shape)
 
 
 def random_integers(key: int, high: int, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
     """Integers from 0 to ``high - 1``, int64; ``high`` at most 2^31. The bias, below ``high`` / 2^32, is ignored."""
-    bits = _shift_right(random_bits(key, math.prod(shape), device), 32)
-    return ((bits * high) >> 32).reshape(shape)
+    scaled = _drawn(
+        key, math.prod(shape), device, torch.int64,
+        lambda bits: _shift_right_(bits, 32).mul_(high).bitwise_right_shift_(32),
+    )  # fmt: skip
+    return scaled.reshape(shape)
+
+
+def _drawn(
+    key: int, count: int, device: torch.device | str, dtype: torch.dtype, made_of: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What ``made_of`` makes of the first ``count`` numbers of a stream, in place, ``[count]``."""
+    drawn = torch.empty(count, dtype=dtype, device=device)
+    size = CHUNK if drawn.device.type == "cpu" else max(count, 1)
+    # Number i + 1 of the stream, before it is mixed.
+    step = torch.arange(1, min(size, count) + 1, dtype=torch.int64, device=device).mul_(_signed(GAMMA))
+    for first in range(0, count, size):
+        part = drawn[first : first + size]
+        z = step[: len(part)] + _signed(key + first * GAMMA)
+        z.bitwise_xor_(_shift_right(z, 30)).mul_(_signed(MIX_1))
+        z.bitwise_xor_(_shift_right(z, 27)).mul_(_signed(MIX_2))
+        part.copy_(made_of(z.bitwise_xor_(_shift_right(z, 31))))
+    return drawn
 
 
 def _signed(value: int) -> int:
@@ -54,4 +73,9 @@ def _signed(value: int) -> int:
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Logical shift of int64 patterns: the sign bit moves too."""
-    return (x >> bits) & (2 ** (64 - bits) - 1)
+    return (x >> bits).bitwise_and_(2 ** (64 - bits) - 1)
+
+
+def _shift_right_(x: Tensor, bits: int) -> Tensor:
+    """The same in place."""
+    return x.bitwise_right_shift_(bits).bitwise_and_(2 ** (64 - bits) - 1)

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import random
 from engine.random import random_bits, random_integers, random_uniform, stream_key
 
 keys = st.integers(0, 2**64 - 1)
@@ -40,6 +41,15 @@ def test_every_key_gives_the_stream_of_the_reference_implementation(key: int, co
 @given(keys, st.integers(0, 50), st.integers(0, 50))
 def test_a_longer_stream_begins_with_the_shorter_one(key: int, count: int, more: int) -> None:
     assert torch.equal(random_bits(key, count + more)[:count], random_bits(key, count))
+
+
+@given(keys, st.integers(0, 60), st.integers(1, 70))
+def test_numbers_do_not_depend_on_how_many_are_mixed_at_once(key: int, count: int, chunk: int) -> None:
+    whole = random_bits(key, count), random_uniform(key, (count,)), random_integers(key, 31, (count,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random, "CHUNK", chunk)
+        in_chunks = random_bits(key, count), random_uniform(key, (count,)), random_integers(key, 31, (count,))
+    assert all(map(torch.equal, in_chunks, whole))
 
 
 @given(keys)
