@@ -1,0 +1,58 @@
+"""Groups of equal rows, in lexicographic order, of any type and range."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engine.rows import group_keys, group_rows
+
+LONG = (-(2**63), 2**63 - 1)
+
+
+def grouped(rows: list[list[float]]) -> tuple[list[int], list[int]]:
+    distinct = sorted(set(map(tuple, rows)))
+    return [distinct.index(tuple(row)) for row in rows], [rows.index(list(row)) for row in distinct]
+
+
+def answer(rows_PG: Tensor) -> tuple[list[int], list[int]]:
+    group_P, first = group_rows(rows_PG)
+    assert group_P.dtype == first.dtype == torch.int64
+    return group_P.tolist(), first.tolist()
+
+
+@given(
+    st.data(),
+    # From words of 53 one-bit columns to columns no word holds, on either side of zero.
+    st.sampled_from([(0, 0), (0, 1), (-1, 1), (0, 30), (-100, 100), (5, 2**26), (0, 2**52), (0, 2**53), LONG]),
+    st.integers(1, 60),
+)
+def test_rows_of_integers_are_grouped_as_python_sorts_them(
+    data: st.DataObject, bounds: tuple[int, int], columns: int
+) -> None:
+    value = st.sampled_from(bounds) | st.integers(*bounds)
+    few = data.draw(st.lists(st.lists(value, min_size=columns, max_size=columns), min_size=1, max_size=4))
+    rows = data.draw(st.lists(st.sampled_from(few), min_size=1, max_size=12))
+    assert answer(torch.tensor(rows)) == grouped(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int32, torch.float32, torch.float64])
+def test_rows_of_every_type_are_grouped(dtype: torch.dtype) -> None:
+    bounds = {torch.bool: (0, 2), torch.uint8: (0, 256), torch.int8: (-128, 128)}.get(dtype, (-1000, 1000))
+    random_PG = torch.randint(*bounds, (50, 3), generator=torch.Generator().manual_seed(0))
+    extremes_PG = torch.tensor([[bounds[0]] * 3, [bounds[1] - 1] * 3])
+    rows_PG = torch.cat([random_PG, extremes_PG, random_PG[:20]]).to(dtype)
+    assert answer(rows_PG) == grouped(rows_PG.tolist())
+
+
+def test_no_rows_are_no_groups() -> None:
+    assert answer(torch.empty(0, 3, dtype=torch.int64)) == ([], [])
+
+
+@given(st.lists(st.integers(*LONG)))
+def test_single_integers_are_grouped_like_rows_of_one(keys: list[int]) -> None:
+    group_P, first = group_keys(torch.tensor(keys, dtype=torch.int64))
+    assert (group_P.tolist(), first.tolist()) == grouped([[key] for key in keys])
