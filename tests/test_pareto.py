@@ -178,6 +178,11 @@ def test_crowding_of_a_front_worked_out_by_hand() -> None:
     assert single == [math.inf, 1, math.inf, math.inf]
 
 
+def test_one_or_two_on_a_front_are_infinitely_far_from_their_neighbours_and_three_equals_are_not() -> None:
+    distances = crowding_distance(torch.ones(6, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 2])).tolist()
+    assert distances == [math.inf, math.inf, 0, 0, math.inf, 0]
+
+
 def test_an_objective_that_does_not_vary_adds_nothing() -> None:
     rank_P = torch.zeros(4, dtype=torch.int64)
     objective_PM = torch.tensor([[5, 0], [5, 1], [5, 3], [5, 4]]).double()
