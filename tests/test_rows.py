@@ -35,11 +35,17 @@ def answer(rows_PG: Tensor) -> tuple[list[int], list[int]]:
 def test_rows_of_integers_are_grouped_as_python_sorts_them(
     data: st.DataObject, bounds: tuple[int, int], columns: int
 ) -> None:
-    # Neighbours far from zero are what floats cannot tell apart.
-    value = st.integers(max(bounds[0], bounds[1] - 3), bounds[1]) | st.integers(*bounds)
+    value = st.sampled_from(bounds) | st.integers(*bounds)
     few = data.draw(st.lists(st.lists(value, min_size=columns, max_size=columns), min_size=1, max_size=4))
     rows = data.draw(st.lists(st.sampled_from(few), min_size=1, max_size=12))
     assert answer(torch.tensor(rows)) == grouped(rows)
+
+
+@pytest.mark.parametrize("bits", [26, 27, 52, 53, 54, 62])
+def test_neighbours_far_from_the_least_are_told_apart(bits: int) -> None:
+    # Floats of 53 bits cannot, from 2^53 on.
+    rows = [[2**bits - 1 - (i // 4), 2**bits - 1 - (i % 4)] for i in range(16)]
+    assert answer(torch.tensor([*rows, [0, 0]])) == grouped([*rows, [0, 0]])
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int32, torch.float32, torch.float64])
