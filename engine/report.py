@@ -9,6 +9,7 @@ the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import sys
@@ -132,10 +133,9 @@ def versions() -> list[tuple[str, str]]:
     """Versions of what wrote the report."""
     found = [("python", platform.python_version())]
     for package in PACKAGES:
-        try:
+        # A source tree that was not installed has no version.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append((package, importlib.metadata.version(package)))
-        except importlib.metadata.PackageNotFoundError:
-            found.append((package, "not installed"))
     return found
 
 

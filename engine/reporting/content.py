@@ -55,7 +55,7 @@ def budgets(search: Search) -> list[str]:
     """Each budget in words."""
     lines = []
     for budget in search.budgets:
-        low, high = (None if n is None else amount(budget.name, n) for n in (budget.low, budget.high))
+        low, high = (amount(budget.name, n) if n else None for n in (budget.low, budget.high))
         if low is not None and high is not None:
             lines.append(f"{low} to {high}")
         elif high is not None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engine.reporting.text import NBSP
 from engine.run.searched import Candidates
 from engine.space import Space
 
-CHANGES_SHOWN = 6
+CHANGES_SHOWN = 4
 
 
 def ancestors(candidates: Candidates, row: int) -> list[int]:
@@ -22,39 +23,43 @@ def ancestors(candidates: Candidates, row: int) -> list[int]:
     return sorted(found, reverse=True)
 
 
+def closest_parent(candidates: Candidates, row: int) -> int:
+    """The parent a row shares most genes with, the first of those that share equally many."""
+    own_G = candidates.genome_VG[row]
+    return max(candidates.parents[row], key=lambda parent: int((candidates.genome_VG[parent] == own_G).sum()))
+
+
 def main_line(candidates: Candidates, row: int) -> list[int]:
-    """A row, the parent it shares most genes with, that one's, and so on to a random founder."""
+    """A row, its closest parent, that one's, and so on to a random founder."""
     line = [row]
-    while parents := candidates.parents[line[-1]]:
-        own_G = candidates.genome_VG[line[-1]]
-        line.append(max(parents, key=lambda parent: int((candidates.genome_VG[parent] == own_G).sum())))
+    while candidates.parents[line[-1]]:
+        line.append(closest_parent(candidates, line[-1]))
     return line
 
 
 def changes(candidates: Candidates, row: int, space: Space) -> str:
-    """In words, what a row took from its parents and which genes have another width than any parent's."""
-    parents = list(dict.fromkeys(candidates.parents[row]))
-    if not parents:
+    """In words, in which widths a row differs from its closest parent, and which of them another parent gave."""
+    if not candidates.parents[row]:
         return "drawn at random"
-    genome_VG = candidates.genome_VG
-    same_PG = genome_VG[parents] == genome_VG[row]
-    new_G = ~same_PG.any(0)
-    parts = []
-    if len(parents) > 1:
-        from_both = int(same_PG.all(0).sum())
-        for parent, same_G in zip(parents, same_PG, strict=True):
-            parts.append(f"{int((same_G & (same_PG.sum(0) == 1)).sum())} genes from #{parent}")
-        parts.append(f"{from_both} alike in both")
+    genome_VG, base = candidates.genome_VG, closest_parent(candidates, row)
+    others = [parent for parent in dict.fromkeys(candidates.parents[row]) if parent != base]
+    new_G, parts = genome_VG[row] != genome_VG[base], [f"as #{base}"] if others else []
+    for parent in others:
+        given_G = new_G & (genome_VG[parent] == genome_VG[row])
+        if bool(given_G.any()):
+            parts.append(f"from #{parent}: {_widths(candidates, base, row, given_G, space)}")
+        new_G = new_G & ~given_G
     if bool(new_G.any()):
-        widths_2G = space.gene_widths(genome_VG[[parents[0], row]])
-        parts.append(_widths(space, widths_2G, new_G.nonzero()[:, 0].tolist()))
-    return "; ".join(parts) or "as its parent"
+        parts.append(("new: " if others else "") + _widths(candidates, base, row, new_G, space))
+    return "; ".join(parts) or f"as #{base}"
 
 
-def _widths(space: Space, widths_2G: Tensor, genes: list[int]) -> str:
-    shown = [f"{space.genes[g].name} {int(widths_2G[0, g])} → {int(widths_2G[1, g])}" for g in genes[:CHANGES_SHOWN]]
-    more = [f"and {len(genes) - CHANGES_SHOWN} more"] if len(genes) > CHANGES_SHOWN else []
-    return ", ".join(shown + more)
+def _widths(candidates: Candidates, before: int, after: int, shown_G: Tensor, space: Space) -> str:
+    genes = shown_G.nonzero()[:, 0].tolist()
+    old, new = space.gene_widths(candidates.genome_VG[[before, after]]).tolist()
+    words = [NBSP.join((space.genes[g].name, str(old[g]), "→", str(new[g]))) for g in genes[:CHANGES_SHOWN]]
+    more = f" and {len(genes) - CHANGES_SHOWN} more" if len(genes) > CHANGES_SHOWN else ""
+    return ", ".join(words) + more
 
 
 def diversity(genome_PG: Tensor, choices: int) -> float:

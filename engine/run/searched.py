@@ -127,7 +127,7 @@ def load_search(folder: Path) -> Search:
     """
     if not is_finished(folder):
         raise UserError(f"the search in {folder} is not finished: continue it with python -m engine.evolve --resume")
-    config = read_config(folder)
+    config, state_digest = read_config(folder), _state_digest(folder / STATE)
     structure = load_structure(folder / "structure.json")
     costs = cost_model(structure.space, structure.flops_resolution, structure.flops_convention)
     candidates = _read_candidates(folder / CANDIDATES, costs)
@@ -137,6 +137,9 @@ def load_search(folder: Path) -> Search:
     uniform = load_structure(folder / "uniform.json") if (folder / "uniform.json").is_file() else None
     for name, written in (("structure", structure), ("uniform", uniform)):
         _check_score(folder / f"{name}.json", written, structure)
+    score = structure.score or {}
+    if int(candidates.images[row]) == score["images"] and int(candidates.correct[row]) != score["correct"]:
+        raise UserError(f"{folder / 'structure.json'} has another score than {CANDIDATES} beside it: search again")
     if any(config["resolved"].get(name) != getattr(structure, name) for name in ("pruningnet", "splits")):
         raise UserError(f"{folder / CONFIG} is of another search than structure.json beside it")
     return Search(
@@ -150,7 +153,7 @@ def load_search(folder: Path) -> Search:
         candidates=candidates,
         row=row,
         front=_read_front(folder / FRONT, costs) if (folder / FRONT).is_file() else None,
-        state_digest=_state_digest(folder / STATE),
+        state_digest=state_digest,
     )
 
 

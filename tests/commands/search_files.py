@@ -104,7 +104,7 @@ def _rows(raced: bool, latency: bool) -> list[Row]:
             origin, parents = "mutation", str(first)
         else:
             genome = [*genomes[first][:7], *genomes[second][7:]]
-            genome[3] = number
+            genome[3] = 20 + number // 2  # a choice of no founder
             origin, parents = "crossover", f"{first} {second}"
         genomes.append(genome)
         images = IMAGES // 2 if raced and number % 3 == 0 else IMAGES

@@ -16,7 +16,7 @@ from search_files import COSTS, IMAGES, structure, winner, write_run, write_sear
 from small_runs import ErrorLine
 
 from engine import report
-from engine.reporting.lineage import ancestors, diversity, main_line
+from engine.reporting.lineage import ancestors, changes, diversity, main_line
 from engine.reporting.text import command, confidence, count
 from engine.retrain import Retrain
 from engine.run.command import run_command
@@ -124,7 +124,11 @@ def test_the_lineage_goes_from_the_winner_to_its_founders(search: Path) -> None:
     line = next(row for row in page.rows if row[0] == "#17" and len(row) == 6)
     assert line[1:3] == ["3", "mutation of #7"]
     assert line[5] == f"{gene.name} {gene.widths[before]} → {gene.widths[after]}"
-    assert "6 genes from" not in line[5]
+    gene = COSTS.space.genes[3]
+    before, after = (int(rows[row]["genome"].split()[3]) for row in (6, 16))
+    expected = f"as #6; new: {gene.name} {gene.widths[before]} → {gene.widths[after]}"
+    assert changes(candidates, 16, COSTS.space).replace("\u00a0", " ") == expected
+    assert "from #" in changes(candidates, 6, COSTS.space)
     assert next(row for row in page.rows if row[0] == "#1" and len(row) == 6)[5] == "drawn at random"
 
 
@@ -158,6 +162,24 @@ def test_networks_trained_from_scratch_are_shown_and_the_rest_is_what_to_run_nex
     assert page.row("test accuracy")[:2] == ["95.0 % 342/360 92.2–96.8 %", "96.7 % 348/360 94.3–98.1 %"]
     assert page.text.count("Train the") == 1
     assert f"engine.retrain --full --run {run} --epochs 15" in page.text
+
+
+def test_trainings_of_other_lengths_are_pointed_out(search: Path) -> None:
+    best = winner(write_search(search.parent / "again"))
+    for name, steps in (("first", 30), ("second", 60)):
+        write_training(search / name, structure(best["genome"], 0), 342)
+        result = json.loads((search / name / "result.json").read_text())
+        (search / name / "result.json").write_text(json.dumps({**result, "steps": steps}))
+    page = page_of(search)
+    assert "The trainings differ in recipe or length." in page.text
+    assert [row[0] for row in page.rows].count("test accuracy") == 2
+
+
+def test_a_search_without_a_uniform_structure_is_reported_without_it(search: Path) -> None:
+    (search / "uniform.json").unlink()
+    page = page_of(search)
+    assert page.row("MACs")[1] == "567.7 M"
+    assert "uniform" not in page.text
 
 
 def test_the_commands_that_made_a_search_are_written_out(tmp_path: Path) -> None:
@@ -298,6 +320,13 @@ def test_a_structure_of_another_search_is_refused(search: Path, error_line: Erro
     structure(" ".join(["3"] * len(COSTS.space.genes)), 1).save(search / "structure.json")
     assert write_report(search) == 2
     assert "not among the candidates" in error_line()
+
+
+def test_a_structure_with_another_score_than_its_candidate_is_refused(search: Path, error_line: ErrorLine) -> None:
+    best = winner(write_search(search.parent / "again"))
+    structure(best["genome"], best["correct"] + 1).save(search / "structure.json")
+    assert write_report(search) == 2
+    assert "another score" in error_line()
 
 
 def test_a_result_of_another_structure_is_refused(search: Path, error_line: ErrorLine) -> None:
