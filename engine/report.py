@@ -23,7 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from engine.errors import UserError
 from engine.files import write_atomically
-from engine.reporting import commands, content
+from engine.reporting import commands, content, history
 from engine.reporting.trust import trust_tables
 from engine.run.command import Options, run_command
 from engine.run.directory import CONFIG
@@ -115,13 +115,13 @@ def section(folder: Path, key: str) -> dict[str, Any]:
         "description": content.describe(search),
         "lead": content.lead(search),
         "result": content.result(search, trained),
-        "convergence": content.convergence(search, key),
-        "scatters": content.scatters(search, key),
-        "best": content.best(search),
+        "convergence": history.convergence(search, key),
+        "scatters": history.scatters(search, key),
+        "best": history.best(search),
         "front": content.front(search),
         "layers": content.layers(search, key),
-        "lineage": content.lineage(search, key),
-        "effort": content.effort(search),
+        "lineage": history.lineage(search, key),
+        "effort": history.effort(search),
         "trust": trust_tables(folder / "trust" / "trust.json"),
         "made_by": commands.made_by(search, run, trained),
         "next": commands.to_run_next(search, run, trained),

@@ -10,7 +10,9 @@ from typing import Any
 import tomli_w
 import torch
 
+from engine import report
 from engine.files import sha256_json
+from engine.run.command import run_command
 from engine.run.search_state import SCHEMA
 from engine.space import architecture
 from engine.space.costs import cost_model, uniform_genome
@@ -74,6 +76,10 @@ def write_training(folder: Path, trained: Structure, correct: int, **options: ob
     result = {"test_correct": correct, "test_images": IMAGES, "steps": 30, "recipe": {"batch": 64}}
     (folder / "result.json").write_text(json.dumps({**result, "structure": trained.to_dict()["digest"]}))
     (folder / "config.toml").write_text(tomli_w.dumps({"options": options, "resolved": {}}))
+
+
+def write_report(*arguments: object) -> int:
+    return run_command(report.main, report.Report, [str(argument) for argument in arguments])
 
 
 def structure(genome: str, correct: int | None) -> Structure:
