@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.evolution import cross, draw, mutate
+from engine.evolution import Parents, cross, is_new, mutate
 from engine.random import stream_key
-from engine.rows import group_rows
+from engine.sampling import draw
 from engine.space import architecture
+from engine.space.budget import Budget, parse_limit, quantities
 from engine.space.costs import CostModel, cost_model, macs_per_conv
 
 PROPOSALS = 1_000_000
@@ -27,25 +28,24 @@ PARENTS, VISITED = 10, 1000
 MUTATION_PROBABILITY = 0.1
 
 
-def proposed(key: int, parents_PG: Tensor, count: int, costs: CostModel) -> Tensor:
+def proposed(key: int, parents: Parents, count: int, budget: Budget) -> Tensor:
     """Genomes ``[K, G]``: a third random, a third mutants, a third crossovers of the parents."""
     third = count // 3
     return torch.cat(
         [
-            draw(stream_key(key, "random"), count - 2 * third, costs),
-            mutate(stream_key(key, "mutation"), parents_PG, third, costs, MUTATION_PROBABILITY),
-            cross(stream_key(key, "crossover"), parents_PG, third),
+            draw(stream_key(key, "random"), count - 2 * third, budget),
+            mutate(stream_key(key, "mutation"), parents, third, budget, MUTATION_PROBABILITY)[0],
+            cross(stream_key(key, "crossover"), parents, third)[0],
         ]
     )
 
 
-def kept(genome_KG: Tensor, visited_VG: Tensor, costs: CostModel, budget: int) -> tuple[Tensor, Tensor]:
-    """The genomes within ``budget`` MACs that are new, in order, and their parameters."""
-    fits_K, parameters_K = costs.macs(genome_KG) <= budget, costs.parameters(genome_KG)
-    genome_KG, parameters_K = genome_KG[fits_K], parameters_K[fits_K]
-    group, first = group_rows(torch.cat([visited_VG, genome_KG]))
-    is_first_K = (first[group] == torch.arange(len(group)))[len(visited_VG) :]
-    return genome_KG[is_first_K], parameters_K[is_first_K]
+def kept(genome_KG: Tensor, visited_VG: Tensor, costs: CostModel, budget: Budget) -> tuple[Tensor, Tensor]:
+    """The genomes within ``budget`` that are new, in order, and their parameters."""
+    parameters_K, fits_K = costs.parameters(genome_KG), budget.fits(genome_KG).nonzero()[:, 0]
+    genome_KG, parameters_K = genome_KG.index_select(0, fits_K), parameters_K.index_select(0, fits_K)
+    new_K = is_new(visited_VG, genome_KG).nonzero()[:, 0]
+    return genome_KG.index_select(0, new_K), parameters_K.index_select(0, new_K)
 
 
 def kept_one_by_one(genome_KG: Tensor, visited_VG: Tensor, costs: CostModel, budget: int) -> list[tuple[int, ...]]:
@@ -62,13 +62,16 @@ def kept_one_by_one(genome_KG: Tensor, visited_VG: Tensor, costs: CostModel, bud
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "resnet50"])
 def test_a_million_proposals(benchmark: Any, name: str) -> None:
     costs = cost_model(architecture(name).build(1000))
-    visited_VG = draw(stream_key("visited"), VISITED, costs)
-    parents_PG = visited_VG[:PARENTS]
-    budget = int(costs.macs(visited_VG).median())
+    anything = Budget(costs.space, torch.device("cpu"))
+    visited_VG = draw(stream_key("visited"), VISITED, anything)
+    parents = Parents(visited_VG[:PARENTS], torch.arange(PARENTS))
+    macs = int(costs.macs(visited_VG).median())
+    budget = Budget(costs.space, torch.device("cpu"), (parse_limit(str(macs), quantities(costs)["flops"]),))
 
-    sample_KG = torch.cat([proposed(0, parents_PG[:3], BASELINE_PROPOSALS, costs), visited_VG[:50]])
+    few = Parents(visited_VG[:3], torch.arange(3))
+    sample_KG = torch.cat([proposed(0, few, BASELINE_PROPOSALS, anything), visited_VG[:50]])
     began = time.perf_counter()
-    expected = kept_one_by_one(sample_KG, visited_VG, costs, budget)
+    expected = kept_one_by_one(sample_KG, visited_VG, costs, macs)
     baseline_rate = len(sample_KG) / (time.perf_counter() - began)
     genome_KG, parameters = kept(sample_KG, visited_VG, costs, budget)
     assert list(map(tuple, genome_KG.tolist())) == expected
@@ -76,7 +79,7 @@ def test_a_million_proposals(benchmark: Any, name: str) -> None:
     assert torch.equal(parameters, costs.parameters(genome_KG))
 
     def round_of_proposals(key: int = 0) -> tuple[Tensor, Tensor]:
-        return kept(proposed(key, parents_PG, PROPOSALS, costs), visited_VG, costs, budget)
+        return kept(proposed(key, parents, PROPOSALS, budget), visited_VG, costs, budget)
 
     genome_KG, _ = benchmark.pedantic(round_of_proposals, rounds=3, warmup_rounds=1)
     rate = PROPOSALS / benchmark.stats.stats.median

@@ -189,7 +189,7 @@ def mutate(key: int, parents: Parents, count: int, budget: Budget, probability: 
     parent_K = parents.choose(stream_key(key, "parent"), (count,))
     redrawn_KG = random_uniform(stream_key(key, "redraw"), (count, parents.genome_PG.shape[1]), budget.device)
     choice_KG = draw(stream_key(key, "choice"), count, budget)
-    genome_KG = torch.where(redrawn_KG < probability, choice_KG, parents.genome_PG[parent_K])
+    genome_KG = torch.where(redrawn_KG < probability, choice_KG, parents.genome_PG.index_select(0, parent_K))
     index_K = parents.index_P[parent_K]
     return genome_KG, torch.stack([index_K, torch.full_like(index_K, -1)], 1)
 
@@ -198,8 +198,8 @@ def cross(key: int, parents: Parents, count: int) -> Offspring:
     """Genomes ``[K, G]``: two random parents, each gene from one or the other by a coin."""
     pair_2K, genes = parents.choose(stream_key(key, "parents"), (2, count)), parents.genome_PG.shape[1]
     coin_KG = random_bits(stream_key(key, "coin"), count * genes, parents.index_P.device).reshape(count, genes) < 0
-    genome_KG = torch.where(coin_KG, parents.genome_PG[pair_2K[0]], parents.genome_PG[pair_2K[1]])
-    return genome_KG, parents.index_P[pair_2K].T
+    first_KG, second_KG = (parents.genome_PG.index_select(0, parent_K) for parent_K in pair_2K)
+    return torch.where(coin_KG, first_KG, second_KG), parents.index_P[pair_2K].T
 
 
 class _Proposals:
@@ -233,9 +233,9 @@ class _Proposals:
                 return
             stream = (self.state.seed, self.state.generation, int(origin), len(self.origin), round_number)
             genome_KG, parent_K2 = propose(stream_key("propose", *stream), wanted * oversampling)
-            fits_K = self.budget.fits(genome_KG)
-            genome_KG, parent_K2 = genome_KG[fits_K], parent_K2[fits_K]
-            new_K = _is_first(self.genome_VG, genome_KG).nonzero()[:wanted, 0]
+            fits_K = self.budget.fits(genome_KG).nonzero()[:, 0]
+            genome_KG, parent_K2 = genome_KG.index_select(0, fits_K), parent_K2.index_select(0, fits_K)
+            new_K = is_new(self.genome_VG, genome_KG).nonzero()[:wanted, 0]
             self.genome_VG = torch.cat([self.genome_VG, genome_KG[new_K]])
             self.parent_V2 = torch.cat([self.parent_V2, parent_K2[new_K]])
             self.origin += [int(origin)] * len(new_K)
@@ -254,7 +254,7 @@ class _Proposals:
         )
 
 
-def _is_first(visited_VG: Tensor, genome_KG: Tensor) -> Tensor:
+def is_new(visited_VG: Tensor, genome_KG: Tensor) -> Tensor:
     """Which of K genomes appear neither among the visited ones nor earlier among the K, bool ``[K]``."""
     group, first = group_rows(torch.cat([visited_VG, genome_KG]))
     order = torch.arange(len(group), device=group.device)

@@ -148,7 +148,7 @@ def main(options: Evolve) -> None:
     identity: Identity = {
         **scored_by,
         "budget": {limit.quantity.name: _bounds(limit) for limit in budget.limits},
-        "objectives": [quantity.name for quantity in pareto],
+        "objectives": options.objectives.split(","),
         "latency_table": table.digest if table else None,
     }
     state = load_state(out, identity, device) if options.resume else None

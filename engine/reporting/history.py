@@ -13,7 +13,8 @@ from engine.evolution import ranking
 from engine.reporting import figures
 from engine.reporting.lineage import ancestors, changes, diversity, main_line
 from engine.reporting.text import count, percent
-from engine.run.searched import BUDGETED, Candidates, Scored, Search
+from engine.run.search_state import COST_COLUMNS
+from engine.run.searched import Candidates, Scored, Search
 
 # How to read and label what a budget bounds.
 AXES: dict[str, tuple[str, float]] = {
@@ -68,7 +69,7 @@ def _all_images(search: Search) -> int:
 def scatters(search: Search, key: str) -> list[tuple[Markup, bool]]:
     """Score against every cost that is an objective or has a budget: figures, and whether a bound is drawn."""
     named = {*search.objectives, *(budget.name for budget in search.budgets)}
-    wanted = [name for name in AXES if name in named or BUDGETED[name] in named] or ["flops"]
+    wanted = [name for name in AXES if name in named or COST_COLUMNS[name] in named] or ["flops"]
     if search.candidates.latency_ms is None:
         wanted = [name for name in wanted if name != "latency"]
     drawn = []
@@ -80,7 +81,7 @@ def scatters(search: Search, key: str) -> list[tuple[Markup, bool]]:
         marked = {"winner": _point(search.candidates, search.row, _reader(name))}
         if search.uniform is not None and name != "latency":
             score, genome_1G = search.uniform.score or {}, torch.tensor([search.uniform.genome])
-            cost = float(getattr(search.costs, BUDGETED[name])(genome_1G)) / scale
+            cost = float(getattr(search.costs, COST_COLUMNS[name])(genome_1G)) / scale
             marked["uniform"] = (cost, 100 * score["correct"] / score["images"])
         axis, joined = (label, _reader(name)), len(search.objectives) <= 2
         svg = figures.scatter(f"{key}-{name}", axis, search.candidates, search.front, marked, bounds, joined)
@@ -89,7 +90,7 @@ def scatters(search: Search, key: str) -> list[tuple[Markup, bool]]:
 
 
 def _reader(name: str) -> Callable[[Scored], Tensor]:
-    return lambda table: getattr(table, BUDGETED[name]).double() / AXES[name][1]
+    return lambda table: getattr(table, COST_COLUMNS[name]).double() / AXES[name][1]
 
 
 def _point(table: Candidates, row: int, read: Callable[[Scored], Tensor]) -> tuple[float, float]:

@@ -7,7 +7,6 @@ OUT/front.png          accuracy over the first cost, with everything that was sc
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.files import sync_folder, write_atomically
+from engine.files import csv_text, sync_folder, write_atomically
 from engine.space.structure import Structure
 
 FRONT = "front"
@@ -55,7 +54,7 @@ def write_front(
     before anything is written.
     """
     files = [f"{number:03d}.json" for number in range(1, len(structures) + 1)]
-    table = _csv({"file": [f"{FRONT}/{file}" for file in files], **columns})
+    table = csv_text({"file": [f"{FRONT}/{file}" for file in files], **columns})
     picture = front_picture(columns, scored, uniform, cost)
     folder, new, replaced = out / FRONT, out / f".{FRONT}.new", out / f".{FRONT}.replaced"
     _clear_up(folder, replaced)
@@ -123,11 +122,3 @@ def _points(columns: Columns, cost: str, unit: float) -> tuple[np.ndarray, np.nd
     y = 100 * np.asarray(columns["correct"], dtype=float) / np.asarray(columns["images"], dtype=float)
     order = np.lexsort((-y, x))
     return x[order], y[order]
-
-
-def _csv(columns: Columns) -> str:
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return table.getvalue()

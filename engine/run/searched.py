@@ -25,14 +25,13 @@ from engine.errors import UserError
 from engine.evolution import Origin
 from engine.files import read_json, sha256_json
 from engine.run.directory import CONFIG, read_config
-from engine.run.search_state import SCHEMA, STATE
+from engine.run.search_state import COST_COLUMNS, SCHEMA, STATE
 from engine.space.costs import CostModel, cost_model
 from engine.space.structure import Structure, load_structure
 
 CANDIDATES, FRONT = "candidates.csv", "front.csv"
-SCORE, LATENCY = ("correct", "images", "loss", "macs", "parameters", "peak_activation_bytes"), "latency_ms"
-# The column that holds what each budget bounds.
-BUDGETED = {"flops": "macs", "params": "parameters", "memory_peak": "peak_activation_bytes", "latency": LATENCY}
+LATENCY = COST_COLUMNS["latency"]
+SCORE = ("correct", "images", "loss", *(column for column in COST_COLUMNS.values() if column != LATENCY))
 ORIGINS = tuple(origin.name.lower() for origin in Origin)
 FRONT_FILE = re.compile(r"(front/)?\d{3,9}\.json")
 
@@ -175,8 +174,8 @@ def _budgets(path: Path, resolved: dict[str, Any]) -> tuple[Budget, ...]:
         raise UserError(f"{path}: its budget is not written as this version does: search again")
     for name, table in tables.items():
         bounds = [table[key] for key in ("low", "high") if key in table]
-        if name not in BUDGETED or not all(type(n) in (int, float) and 0 <= n < math.inf for n in bounds):
-            raise UserError(f"{path}: {name!r} is no budget; known are {', '.join(BUDGETED)}")
+        if name not in COST_COLUMNS or not all(type(n) in (int, float) and 0 <= n < math.inf for n in bounds):
+            raise UserError(f"{path}: {name!r} is no budget; known are {', '.join(COST_COLUMNS)}")
     return tuple(Budget(name, table.get("low"), table.get("high")) for name, table in tables.items())
 
 

@@ -69,17 +69,21 @@ class CostModel:
         return peak * BYTES_PER_ELEMENT
 
     def _chunked(self, cost: Callable[[Tensor], Tensor], genome_PG: Tensor) -> Tensor:
-        genes = torch.arange(len(self.space.genes), device=genome_PG.device)
+        genes, choices = self.width_table.shape
+        # One gather from the table laid flat, whose last entry is the constant one.
+        flat = torch.cat([self.width_table.flatten(), self.width_table.new_ones(1)])
+        first = torch.arange(genes, device=genome_PG.device) * choices
+        index_P1 = genome_PG.new_full((min(len(genome_PG), CHUNK), genes + 1), genes * choices, dtype=torch.int64)
         parts = []
         for chunk_PG in genome_PG.split(CHUNK):
-            v_PG1 = self.width_table.new_ones(len(chunk_PG), len(genes) + 1)
-            v_PG1[:, :-1] = self.width_table[genes, chunk_PG]
-            parts.append(cost(v_PG1).long())
+            index = index_P1[: len(chunk_PG)]
+            torch.add(chunk_PG, first, out=index[:, :-1])
+            parts.append(cost(flat.index_select(0, index.view(-1)).view(index.shape)).long())
         return torch.cat(parts) if parts else genome_PG.new_zeros(0)
 
 
 def _quadratic(v_PG1: Tensor, form: Tensor) -> Tensor:
-    return ((v_PG1 @ form) * v_PG1).sum(1)
+    return (v_PG1 @ form).mul_(v_PG1).sum(1)
 
 
 def cost_model(space: Space, resolution: int = DEFAULT_RESOLUTION, convention: Convention = "macs") -> CostModel:

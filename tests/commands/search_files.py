@@ -9,13 +9,15 @@ from typing import Any
 
 import tomli_w
 import torch
+from structures import budget_of
 
 from engine import report
 from engine.files import sha256_json
 from engine.run.command import run_command
 from engine.run.search_state import SCHEMA
 from engine.space import architecture
-from engine.space.costs import cost_model, uniform_genome
+from engine.space.budget import uniform_genome
+from engine.space.costs import cost_model
 from engine.space.structure import Structure, make_structure
 
 BUDGET, IMAGES, GENERATIONS, POPULATION = 300_000_000, 360, 3, 6
@@ -43,7 +45,7 @@ def write_search(
     write_table(folder / "candidates.csv", ["generation", "origin", "parents", *score, "genome"], rows)
     best = winner(rows)
     structure(best["genome"], best["correct"]).save(folder / "structure.json")
-    uniform = uniform_genome(COSTS, BUDGET)[0].tolist()
+    uniform = uniform_genome(budget_of(COSTS, flops=BUDGET))[0].tolist()
     structure(" ".join(map(str, uniform)), 200).save(folder / "uniform.json")
     content = {"schema": SCHEMA, "seed": 0, "generation": GENERATIONS}
     (folder / "state.json").write_text(json.dumps({**content, "digest": sha256_json(content)}))
@@ -51,7 +53,7 @@ def write_search(
     if latency:
         resolved["budget"]["latency"] = {"low": 1.5, "high": 9.0}
     if front:
-        resolved["objectives"] = ["score", "flops"]
+        resolved["objectives"] = ["accuracy", "flops"]
         members = [best, min(rows, key=lambda row: row["macs"])]
         write_table(
             folder / "front.csv",
