@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from search_files import COSTS, IMAGES, structure, winner, write_report, write_run, write_search, write_training
-from small_runs import ErrorLine
+from small_runs import ErrorLine, run
 
 from engine.reporting.lineage import ancestors, changes, diversity, main_line
 from engine.reporting.text import command, confidence, count
@@ -245,6 +245,26 @@ def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     assert "<script" not in text
     assert "<img" not in text
     assert "alert('x')" in page.text
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("--flops", "280M:300M", "--params", "2M"),
+        ("--objectives", "accuracy,flops"),
+        ("--flops", "300M", "--race", "0.6"),
+    ],
+    ids=lambda asked: asked[0] + str(len(asked)),
+)
+def test_what_a_search_writes_is_reported(copied: Path, asked: tuple[str, ...]) -> None:
+    settings = ("--population", "6", "--mutants", "2", "--crossovers", "2", "--parents", "2", "--generations", "3")
+    arguments = (*asked, "--run", copied, "--out", copied / "search", *settings, "--calibration-images", "32")
+    assert run("evolve", *arguments) == 0
+    page, found = page_of(copied), load_search(copied / "search")
+    assert found.structure.score is not None
+    assert f"{found.structure.score['correct']}/360" in page.row("search score")[0]
+    assert found.state_digest in page.text
+    assert (found.front is not None) == ("--objectives" in asked)
 
 
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(2, 31), st.integers(0, 99))
