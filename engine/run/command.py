@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 import tyro
@@ -97,7 +97,9 @@ def run_command(main: Callable[[Config], None], config: type[Config], arguments:
 
 def _parse(config: type[Config], arguments: Sequence[str]) -> Config:
     complaint = io.StringIO()
-    program = f"python -m {config.__module__ if config.__module__ != '__main__' else _module_name()}"
+    # Of a union of subcommands, one knows.
+    module = next(iter(get_args(config)), config).__module__
+    program = f"python -m {module if module != '__main__' else _module_name()}"
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(config, prog=program, args=list(arguments), config=(tyro.conf.FlagCreatePairsOff,))
