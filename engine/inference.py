@@ -71,8 +71,11 @@ _templates: dict[Any, Any] = {}
 
 def onnx_model(module: fx.GraphModule, images: Tensor) -> bytes:
     """The module as a serialised ONNX model for images of this shape."""
-    convs = [(n, m.kernel_size, m.stride, m.groups > 1) for n, m in module.named_modules() if isinstance(m, nn.Conv2d)]
-    key = (module.code, tuple(convs), tuple(images.shape), module.get_parameter("classifier.bias").shape)
+    modules = [
+        (name, type(leaf), *((leaf.kernel_size, leaf.stride, leaf.groups > 1) if isinstance(leaf, nn.Conv2d) else ()))
+        for name, leaf in module.named_modules()
+    ]
+    key = (module.code, tuple(modules), tuple(images.shape), module.get_parameter("classifier.bias").shape)
     if key not in _templates:
         _templates[key] = _exported(module, images)
     model, weights = _templates[key], dict(module.named_parameters())

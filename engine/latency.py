@@ -98,6 +98,9 @@ class Check(Options):
     """Seed of the structures."""
 
 
+COMMANDS = Build | Check
+
+
 def main(options: Build | Check) -> None:
     """Run the command."""
     keep_freed_memory()
@@ -308,4 +311,4 @@ def _print_check(result: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, Build | Check))  # type: ignore[arg-type]
+    sys.exit(run_command(main, COMMANDS))  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from engine.run.measurements import Measurements
-from engine.runtimes import Network, Timing
+from engine.runtimes import ROUNDS, Network, Timing
 from engine.space import Space
 from engine.space.latency_table import DEPTHWISE_IN, LayerGrid, LayerKind, layer_kinds
 from engine.space.space import IMAGE, IMAGE_CHANNELS, Width
@@ -30,15 +30,17 @@ from engine.space.space import IMAGE, IMAGE_CHANNELS, Width
 READER_CHANNELS = 8
 # Blocks of channels that are looked for, in multiples of the padding.
 LARGEST_STEP = 64
-# Where blocks are looked for: past a multiple of the first number, near the second.
+# Where blocks are looked for: past a multiple of SCAN_START, near SCAN_WIDTH.
+SCAN, SCAN_ROUNDS = "blocks", 3 * ROUNDS
 SCAN_START, SCAN_WIDTH = 32, 128
 SCAN_OFFSETS = (1, 2, 4, 5, 7, 8, 9, 12, 15, 16, 17, 20, 24, 25, 28, 31, 32, 48, 64)
 # A block is believed when it leaves less than this part of the squared error that no blocks leave.
 CONVINCING = 0.5
 
 
+Widths = Sequence[tuple[int, int]]
 # Milliseconds and spread of a layer of some kind at some pairs of widths, under the name of a group.
-TimeLayers = Callable[[str, LayerKind, Sequence[tuple[int, int]]], list[tuple[float, float]]]
+TimeLayers = Callable[[str, LayerKind, Widths], list[tuple[float, float]]]
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def base_and_chain(kind: LayerKind, cin: int, cout: int) -> tuple[Network, Netwo
     return Network(base, 1, kind.side), Network(chain, 1, kind.side)
 
 
-def layer_networks(kind: LayerKind, widths: Sequence[tuple[int, int]]) -> tuple[list[Network], list[tuple[int, int]]]:
+def layer_networks(kind: LayerKind, widths: Widths) -> tuple[list[Network], list[tuple[int, int]]]:
     """The networks to time for some pairs of widths, and the positions of base and chain of every pair."""
     networks: list[Network] = []
     positions = []
@@ -124,12 +126,14 @@ def layer_networks(kind: LayerKind, widths: Sequence[tuple[int, int]]) -> tuple[
 # -- measuring -----------------------------------------------------------------------------------------------------
 
 
-def time_layers(
-    measurements: Measurements, group: str, kind: LayerKind, widths: Sequence[tuple[int, int]]
-) -> list[tuple[float, float]]:
-    """Milliseconds of a layer at some pairs of widths, and their interquartile range over the rounds."""
+def time_layers(measurements: Measurements, group: str, kind: LayerKind, widths: Widths) -> list[tuple[float, float]]:
+    """Milliseconds of a layer at some pairs of widths, and their interquartile range over the rounds.
+
+    Where blocks are looked for only the shape of the stairs matters: caches stay warm, which disturbs less.
+    """
     networks, positions = layer_networks(kind, widths)
-    timings = measurements.of(group, networks, cold=True)
+    scan = group.startswith(SCAN)
+    timings = measurements.of(group, networks, cold=not scan, rounds=SCAN_ROUNDS if scan else ROUNDS)
     return [_difference(timings[base], timings[chain]) for base, chain in positions]
 
 
@@ -181,7 +185,7 @@ def scans(axes: Iterable[Axes], pad: int) -> dict[tuple[str, str], Scan]:
             fixed = min(other[1], SCAN_WIDTH)
             pairs = tuple((width, fixed) if name == "in" else (fixed, width) for width in scanned)
             if len(scanned) >= 6 and scanned[-1] - scanned[0] >= 4 * pad:
-                found.setdefault((one.category, name), Scan(f"blocks {one.category} {name}", one.kind, scanned, pairs))
+                found.setdefault((one.category, name), Scan(f"{SCAN} {one.category} {name}", one.kind, scanned, pairs))
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.runtimes import Network, Settings, Timing, measure
+from engine.runtimes import ROUNDS, Network, Settings, Timing, measure
 
 
 class Measurements:
@@ -41,10 +41,10 @@ class Measurements:
         with path.open("r+b") as file:
             file.truncate(sum(len(line) + 1 for line in whole))
 
-    def of(self, group: str, networks: Sequence[Network], cold: bool) -> list[Timing]:
+    def of(self, group: str, networks: Sequence[Network], cold: bool, rounds: int = ROUNDS) -> list[Timing]:
         """Timings of networks, measured unless the file has this group of as many."""
         if len(self.groups.get(group, [])) != len(networks):
-            timings = measure(networks, self.settings, cold=cold)
+            timings = measure(networks, self.settings, rounds, cold)
             line = {"group": group, "ms": [timing.rounds for timing in timings]}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
