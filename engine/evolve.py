@@ -9,6 +9,7 @@ Needs a PruningNet from ``engine.metatrain``. Writes to its output folder
 
     structure.json    the best structure            uniform.json   the uniform one within the same budget
     candidates.csv    everything that was scored    state.json     what resuming needs
+    latency.json      predicted and measured milliseconds, when a latency table was given
     front/ front.csv front.png                      the Pareto front, when there are several objectives
 """
 
@@ -33,7 +34,8 @@ from engine.metatrain import DEFAULT_RUN, run_option
 from engine.population import Scores, score_passes, scoring_images
 from engine.racing import Race
 from engine.run import directory
-from engine.run.command import Options, run_command, use_device
+from engine.run.command import run_command, use_device
+from engine.run.limits import LimitOptions, checked_budget, feasibility
 from engine.run.opened import open_run
 from engine.run.options import require_at_least
 from engine.run.scores import ScoreCache
@@ -47,8 +49,8 @@ from engine.run.search import (
 )
 from engine.run.search_state import Identity, load_state
 from engine.run.training import keep_freed_memory
-from engine.sampling import check_feasible
-from engine.space.budget import KINDS, Budget, Limit, Quantity, parse_limit, quantities
+from engine.run.verified import report_latencies
+from engine.space.budget import Budget, Quantity, quantities
 from engine.space.costs import DEFAULT_RESOLUTION, Convention, cost_model
 from engine.space.latency_table import load_latency_table
 from engine.space.structure import Structure
@@ -60,23 +62,9 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evolve(Options):
+class Evolve(LimitOptions):
     """Search the best structures within a budget, scoring candidates with generated weights."""
 
-    flops: str | None = None
-    """Budget in MACs: 300M, 1.2G, or 50% of the full network; 280M:300M is a band."""
-    params: str | None = None
-    """Budget in parameters: 2M, 50%, or a band."""
-    memory_peak: str | None = None
-    """Budget in bytes of activations alive at once, for one image in fp32: 1.5MB, 50%, or a band."""
-    latency: str | None = None
-    """Budget in time: 8ms, 50%, or a band; needs --latency-table."""
-    latency_table: Path | None = None
-    """Table of engine.latency build: what a structure takes on the device it was measured on."""
-    divisor: int = 1
-    """Widths are multiples of this, for hardware that wants it."""
-    objectives: str = "accuracy"
-    """accuracy, or a Pareto front of accuracy and costs: accuracy,flops[,params,memory_peak,latency]."""
     run: Path = DEFAULT_RUN
     """Run directory of the PruningNet."""
     out: Path | None = None
@@ -121,7 +109,7 @@ def main(options: Evolve) -> None:
     """Run the command."""
     console = Console(file=sys.stderr)
     run = open_run(options.run)
-    out = options.out or options.run / _folder(options)
+    out = options.out or options.run / options.folder()
     if options.resume and (out / directory.CONFIG).is_file():
         options = directory.resumed_options(options, out)
     settings = _settings(options)
@@ -130,8 +118,9 @@ def main(options: Evolve) -> None:
     costs = cost_model(run.space(options.divisor), options.flops_resolution, options.flops_convention).to(device)
     table = load_latency_table(options.latency_table, costs.space).to(device) if options.latency_table else None
     known = quantities(costs, table.predict if table else None)
-    pareto = _pareto(options, known)
-    budget = _budget(options, known, pareto, Budget(costs.space, device))
+    pareto, limits = options.costs(known), options.limits(known)
+    Console().print(feasibility(known, limits))
+    budget = checked_budget(limits, costs.space, device)
     directory.check_output(out, options.resume, options.overwrite)
     data = run.data(device)
     images = scoring_images(data, options.calibration_images)
@@ -147,7 +136,7 @@ def main(options: Evolve) -> None:
     }  # fmt: skip
     identity: Identity = {
         **scored_by,
-        "budget": {limit.quantity.name: _bounds(limit) for limit in budget.limits},
+        "budget": {name: limit.bounds for name, limit in limits.items()},
         "objectives": options.objectives.split(","),
         "latency_table": table.digest if table else None,
     }
@@ -169,20 +158,14 @@ def main(options: Evolve) -> None:
     for name, structure in structures.items():
         structure.save(out / f"{name}.json")
     _print_result(structures, known, budget, out)
+    if table:
+        found = {"best": structures["structure"], "uniform": structures["uniform"]}
+        report_latencies(found, table, known["latency"], limits.get("latency"), out)
     if pareto:
         front = save_front(search, state)
         print(f"front of {len(front)} structures: {out / 'front.csv'}, {out / 'front.png'}")
-    found = shlex.quote(str(out / "structure.json"))
-    print(f"next: python -m engine.retrain --structure {found}{run_option(options.run)}")
-
-
-def _folder(options: Evolve) -> str:
-    """The name of the output folder: all budgets, and the objectives where there are several."""
-    parts = [] if options.objectives == "accuracy" else [options.objectives.replace(",", "-")]
-    for name in KINDS:
-        if text := getattr(options, name):
-            parts.append(text if name == "flops" else f"{KINDS[name].option.strip('-')}-{text}")
-    return "-".join(["search", *parts]).replace("%", "pct").replace(":", "to")
+    best = shlex.quote(str(out / "structure.json"))
+    print(f"next: python -m engine.retrain --structure {best}{run_option(options.run)}")
 
 
 def _settings(options: Evolve) -> SearchSettings:
@@ -201,48 +184,6 @@ def _settings(options: Evolve) -> SearchSettings:
     if options.race is not None and options.objectives != "accuracy":
         raise UserError("--race compares accuracies alone: leave it out with several --objectives")
     return settings
-
-
-def _pareto(options: Evolve, known: dict[str, Quantity]) -> tuple[Quantity, ...]:
-    """The cost objectives beside accuracy."""
-    first, *others = options.objectives.split(",")
-    if options.latency is not None and "latency" not in known:
-        raise UserError("--latency needs --latency-table: make one with python -m engine.latency build")
-    legal = f"accuracy, then any of {', '.join(known)}"
-    if "latency" in others and "latency" not in known:
-        raise UserError("--objectives latency needs --latency-table: make one with python -m engine.latency build")
-    if first != "accuracy" or not set(others) <= set(known) or len(set(others)) < len(others):
-        raise UserError(f"--objectives {options.objectives}: {legal}, separated by commas")
-    return tuple(known[name] for name in others)
-
-
-def _budget(options: Evolve, known: dict[str, Quantity], pareto: tuple[Quantity, ...], empty: Budget) -> Budget:
-    """The limits asked for, shown with what the space offers, and refused if nothing can meet them."""
-    asked = {name: getattr(options, name) for name in KINDS if getattr(options, name) is not None}
-    if not asked and not pareto:
-        names = ", ".join(kind.option for kind in KINDS.values())
-        raise UserError(f"give a budget: one or more of {names}; or --objectives accuracy,flops for a Pareto front")
-    limits = {name: parse_limit(text, known[name]) for name, text in asked.items()}
-    Console().print(_feasibility(known, limits))
-    budget = Budget(empty.space, empty.device, tuple(limit.check() for limit in limits.values()))
-    check_feasible(budget)
-    return budget
-
-
-def _feasibility(known: dict[str, Quantity], limits: dict[str, Limit]) -> Table:
-    table = Table(title=f"what {known['flops'].subject} offers")
-    for heading in ("", "least", "middle", "full", "budget", "satisfiable"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for name, quantity in known.items():
-        kind, limit = quantity.kind, limits.get(name)
-        asked = ("", "") if limit is None else (limit.show(), "yes" if limit.in_range else "no")
-        offered = (kind.show(value) for value in (quantity.least, quantity.middle, quantity.full))
-        table.add_row(kind.heading, *offered, *asked)
-    return table
-
-
-def _bounds(limit: Limit) -> dict[str, float]:
-    return {"high": limit.high} if limit.low is None else {"low": limit.low, "high": limit.high}
 
 
 def _print_result(structures: dict[str, Structure], known: dict[str, Quantity], budget: Budget, out: Path) -> None:

@@ -260,10 +260,7 @@ def check(options: Check) -> None:
     """Measure random structures and write how well the table predicts them."""
     require_at_least(options, {"structures": 2, "seed": 0})
     table = load_latency_table(options.table)
-    try:
-        settings = Settings(**table.settings)
-    except TypeError:
-        raise UserError(f"{options.table}: its settings are not those of this version: measure it anew") from None
+    settings = Settings.of(table.settings)
     settings.check()
     space = architecture(table.architecture).build(table.classes)
     here = {"machine": machine(settings.device), "versions": _versions()}
@@ -277,7 +274,7 @@ def check(options: Check) -> None:
     predicted, measured = table.predict(genomes), torch.tensor([timing.ms for timing in timings], dtype=torch.float64)
     macs = cost_model(space, settings.resolution).macs(genomes)
     result = {
-        "table": table.to_dict()["digest"],
+        "table": table.digest,
         **here,
         "seed": options.seed,
         **agreement(predicted, measured),

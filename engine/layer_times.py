@@ -28,6 +28,8 @@ from engine.space.latency_table import DEPTHWISE_IN, LayerGrid, LayerKind, layer
 from engine.space.space import IMAGE, IMAGE_CHANNELS, Width
 
 READER_CHANNELS = 8
+# Few cost nothing; one answer alone may be close to zero, where rounding looks large.
+CLASSES = 16
 # Blocks of channels that are looked for, in multiples of the padding.
 LARGEST_STEP = 64
 # Where blocks are looked for: past a multiple of SCAN_START, near SCAN_WIDTH.
@@ -109,7 +111,7 @@ def base_and_chain(kind: LayerKind, cin: int, cout: int) -> tuple[Network, Netwo
     )  # fmt: skip
     side = -(-after // 2) if kind.max_pool else after
     chain = [*convs, layer, _conv("read", "layer", cout, READER_CHANNELS, stride=side)]
-    return Network(base, 1, kind.side), Network(chain, 1, kind.side)
+    return Network(base, CLASSES, kind.side), Network(chain, CLASSES, kind.side)
 
 
 def layer_networks(kind: LayerKind, widths: Widths) -> tuple[list[Network], list[tuple[int, int]]]:

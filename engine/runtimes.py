@@ -51,6 +51,14 @@ class Settings:
     resolution: int = 224
     pad: int = 1
 
+    @classmethod
+    def of(cls, table: Mapping[str, Any]) -> Settings:
+        """Those a latency table was measured with. Raises `UserError` if they are of another version."""
+        try:
+            return cls(**table)
+        except TypeError:
+            raise UserError("the table's settings are not those of this version: measure it anew") from None
+
     def check(self) -> None:
         """Raise `UserError` for a value that makes no sense, or a runtime or device that is not there."""
         if self.runtime not in RUNTIMES:

@@ -114,6 +114,11 @@ class Limit:
         """Whether some structures meet it; a limit above the full network is none."""
         return self.quantity.least <= self.high <= self.quantity.full
 
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The bounds by name, as a search stores them."""
+        return {"high": self.high} if self.low is None else {"low": self.low, "high": self.high}
+
     def check(self) -> Limit:
         """Return it, or raise `UserError` with the legal range if no structure of the space can meet it."""
         if not self.in_range:

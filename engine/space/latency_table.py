@@ -130,6 +130,11 @@ class LatencyTable:
             total_P += ms_CC.flatten()[choice_GP[first] * len(ms_CC) + choice_GP[second]]
         return total_P
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that was measured."""
+        return str(self.to_dict()["digest"])
+
     def legal_range(self, space: Space) -> tuple[float, float]:
         """Milliseconds of the smallest and the largest structure."""
         extremes = torch.cat([space.uniform_choice(0), space.uniform_choice(space.choices - 1)])

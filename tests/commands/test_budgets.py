@@ -79,7 +79,7 @@ def test_what_the_space_offers_is_shown_before_anything_is_done(
         (("--memory-peak", "3 parsecs"), "--memory-peak 3 parsecs: not a budget; write one like 1.5MB"),
         (("--flops", "90%:95%", "--params", "20%"), "none of 2048 structures steered there fits"),
         (("--latency", "8ms"), "--latency needs --latency-table"),
-        (("--objectives", "accuracy,latency"), "--objectives latency needs --latency-table"),
+        (("--objectives", "accuracy,latency"), "--objectives accuracy,latency: latency needs --latency-table"),
         (("--objectives", "flops"), "accuracy, then any of flops, params, memory_peak, separated by commas"),
         (("--objectives", "accuracy,flops,flops"), "accuracy, then any of"),
         (("--objectives", "accuracy,beauty"), "accuracy, then any of"),
