@@ -4,14 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from sklearn.datasets import load_digits
-
 from engine.data.cifar import CIFAR10, CIFAR100, is_cifar, open_cifar
+from engine.data.digits import CLASSES, digits
 from engine.data.folder import is_folder, open_folder
+from engine.data.hard_digits import open_hard_digits
 from engine.data.idx import is_idx, open_idx
 from engine.data.preprocessing import Augmentation, Preprocessing
-from engine.data.source import Part, Source, source_in_memory
+from engine.data.source import Source, source_in_memory
 from engine.errors import UserError
 
 
@@ -43,13 +42,6 @@ class Kind:
         return Preprocessing(side, round(side * self.enlarge), self.mean, self.std)
 
 
-def _open_digits(_: Path) -> Source:
-    """Return scikit-learn's 1797 handwritten digits, 8×8 pixels, grey values 0–16 scaled to 0–255."""
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return source_in_memory(tuple(str(digit) for digit in range(10)), Part(pixels, digits.target))
-
-
 # Means and deviations: of the digits at 32 px, measured; the others are those published for ImageNet,
 # CIFAR-10, CIFAR-100 and MNIST. A mirrored digit is another sign, so digits are not flipped.
 _WRITING = Augmentation(scale=(0.7, 1.0), ratio=(0.9, 1.1), flip=False)
@@ -60,7 +52,17 @@ KINDS = (
     Kind(
         description="'digits' (scikit-learn's handwritten digits)",
         accepts=lambda spec: spec == "digits",
-        open=_open_digits,
+        open=lambda _: source_in_memory(CLASSES, digits()),
+        resolution=32,
+        enlarge=1,
+        mean=(0.3055, 0.3055, 0.3055),
+        std=(0.3235, 0.3235, 0.3235),
+        augmentation=_WRITING,
+    ),
+    Kind(
+        description="'digits-hard' (the same, rotated, scaled, shifted, partly covered and noisy)",
+        accepts=lambda spec: spec == "digits-hard",
+        open=lambda _: open_hard_digits(),
         resolution=32,
         enlarge=1,
         mean=(0.3055, 0.3055, 0.3055),

@@ -113,6 +113,7 @@ def open_data(
             seed=seed,
             fingerprint=source.fingerprint,
             files=source.files,
+            groups=source.groups,
         )
 
     labels = torch.tensor(source.labels)

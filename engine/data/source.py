@@ -18,6 +18,8 @@ class Source:
     images         decodes image ``index``
     fingerprint    of everything above: SHA-256, in hexadecimal
     files          "relative/path:bytes" of every file, for a folder tree; empty for data held in memory
+    groups         of every image, the number of its group: a split takes all of a group or none; empty where
+                   every image stands for itself
     """
 
     classes: tuple[str, ...]
@@ -26,6 +28,7 @@ class Source:
     images: Images
     fingerprint: str
     files: tuple[str, ...] = ()
+    groups: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,13 @@ class Part:
     labels: np.ndarray
 
 
-def source_in_memory(classes: tuple[str, ...], train: Part, test: Part | None = None) -> Source:
+def source_in_memory(
+    classes: tuple[str, ...], train: Part, test: Part | None = None, groups: np.ndarray | None = None
+) -> Source:
     """Make a source of a training part and, where there is one, the official test part.
 
-    Labels are indices into ``classes``; the caller has checked them.
+    Labels are indices into ``classes``; the caller has checked them. ``groups``, integer [M], are those of
+    `Source`.
     """
     parts = [train] if test is None else [train, test]
     pixels = np.concatenate([part.pixels for part in parts])
@@ -49,10 +55,13 @@ def source_in_memory(classes: tuple[str, ...], train: Part, test: Part | None = 
     content = hashlib.sha256(description.encode())
     content.update(pixels.tobytes())
     content.update(labels.astype("<i8").tobytes())
+    if groups is not None:
+        content.update(groups.astype("<i8").tobytes())
     return Source(
         classes=classes,
         labels=tuple(labels.tolist()),
         official_test=official_test,
         images=ArrayImages(pixels),
         fingerprint=content.hexdigest(),
+        groups=() if groups is None else tuple(groups.tolist()),
     )

@@ -1,13 +1,15 @@
 """Sub-train, sub-validation and test: which image belongs where, made once and stored with the run.
 
-Splits are stratified by class and depend on nothing but the labels, the official test part if there is one,
-and the seed: an image's place in the order is a random number that (seed, index) alone decides.
+Splits are stratified by class and depend on nothing but the labels, the official test part if there is one, the
+groups of images that belong together if there are any, and the seed: the place of an image, or of a group, in the
+order is a random number that (seed, its number) alone decides.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -121,6 +123,7 @@ def make_splits(
     seed: int = 0,
     fingerprint: str = "",
     files: tuple[str, ...] = (),
+    groups: Sequence[int] = (),
 ) -> Splits:
     """Split images into sub-train, sub-validation and test, stratified by class.
 
@@ -133,16 +136,28 @@ def make_splits(
     classes        name of every class
     official_test  indices of the official test part
     excluded       indices that belong to no split (quarantined images)
+    groups         number of the group of every image, where images belong together (copies of one original, all
+                   of one class): a group is never divided, and all counts above are of groups
 
-    Raises UserError when a class has fewer than three images, or two beside an official test part.
+    Raises UserError when a class has fewer than three images, or two beside an official test part; ValueError
+    when a group has images of two classes, or some in the official test part and some outside.
     """
     held_back, dropped = set(official_test), set(excluded)
+    group_of = groups or range(len(labels))
+    if not len({*zip(group_of, labels, strict=True)}) == len({*group_of}):
+        raise ValueError("a group has images of two classes")
+    images_of: dict[int, list[int]] = {}
     pool: list[list[int]] = [[] for _ in classes]
-    for index, label in enumerate(labels):
-        if index not in held_back and index not in dropped:
-            pool[label].append(index)
+    for index, (label, group) in enumerate(zip(labels, group_of, strict=True)):
+        if index in held_back or index in dropped:
+            continue
+        if group not in images_of:
+            pool[label].append(group)
+        images_of.setdefault(group, []).append(index)
+    if any(group_of[index] in images_of for index in held_back):
+        raise ValueError("a group has images in the official test part and outside")
     least = 2 if held_back else 3
-    order = random_bits(stream_key(seed, "splits"), len(labels)).tolist()
+    order = random_bits(stream_key(seed, "splits"), max(group_of, default=-1) + 1).tolist()
     for name, members in zip(classes, pool, strict=True):
         if len(members) < least:
             raise UserError(f"class {name!r} has {len(members)} usable images; give it at least {least}")
@@ -155,15 +170,19 @@ def make_splits(
     large = min(remaining) >= LARGE_CLASS
     validation_counts = [LARGE_CLASS_VALIDATION] * len(sizes) if large else fifth
 
-    test, sub_validation, sub_train = sorted(held_back - dropped), [], []
+    test, sub_validation, sub_train = list[int](), list[int](), list[int]()
     for members, tests, validations in zip(pool, test_counts, validation_counts, strict=True):
         test += members[:tests]
         sub_validation += members[tests : tests + validations]
         sub_train += members[tests + validations :]
+
+    def images(chosen: Iterable[int]) -> Iterator[int]:
+        return chain.from_iterable(images_of[group] for group in chosen)
+
     return Splits(
-        sub_train=tuple(sorted(sub_train)),
-        sub_validation=tuple(sorted(sub_validation)),
-        test=tuple(sorted(test)),
+        sub_train=tuple(sorted(images(sub_train))),
+        sub_validation=tuple(sorted(images(sub_validation))),
+        test=tuple(sorted({*images(test), *(held_back - dropped)})),
         seed=seed,
         fingerprint=fingerprint,
         files=files,

@@ -114,6 +114,31 @@ def test_an_index_beyond_the_data_is_refused() -> None:
 
 
 @settings(deadline=None)
+@given(class_sizes, st.integers(1, 4), st.integers(0, 2**31))
+def test_a_group_is_never_divided_and_groups_are_split_as_single_images_are(
+    sizes: list[int], copies: int, seed: int
+) -> None:
+    labels, count = labels_of(sizes), sum(sizes)
+    alone = make_splits(labels, names_of(sizes), seed=seed)
+    grouped = make_splits(labels * copies, names_of(sizes), seed=seed, groups=[*range(count)] * copies)
+    for name in ("sub_train", "sub_validation", "test"):
+        expected = [copy * count + index for copy in range(copies) for index in getattr(alone, name)]
+        assert list(getattr(grouped, name)) == expected
+
+
+def test_a_group_loses_its_quarantined_images_and_no_other() -> None:
+    splits = make_splits([0] * 20, ["only"], groups=[*range(10)] * 2, excluded=[3, 4, 14])
+    assert set(splits.members) == set(range(20)) - {3, 4, 14}
+
+
+def test_groups_that_no_split_could_keep_whole_are_refused() -> None:
+    with pytest.raises(ValueError, match="two classes"):
+        make_splits([0, 1] * 5, ["a", "b"], groups=[0] * 10)
+    with pytest.raises(ValueError, match="official test part"):
+        make_splits([0] * 10, ["a"], groups=[*range(5)] * 2, official_test=[9])
+
+
+@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 60), st.integers(0, 9), st.integers(0, 40))
 def test_batches_resume_exactly_at_any_step(count: int, batch_size: int, seed: int, start: int) -> None:
     whole = [batch.tolist() for batch in index_batches(count, batch_size, seed, 0, start + 5)]
