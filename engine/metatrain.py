@@ -46,7 +46,7 @@ class Metatrain(TrainingOptions):
     architecture: str = "mobilenet_v1"
     """Search space: mobilenet_v1, mobilenet_v2 or resnet50."""
     data: str = "digits"
-    """Images: 'digits', or a folder (class folders, CIFAR-10/100, IDX files)."""
+    """Images: 'digits', 'digits-hard', or a folder (class folders, CIFAR-10/100, IDX files)."""
     resolution: int | None = None
     """Image side in pixels (default: 32 for digits, CIFAR and IDX, 224 for folders)."""
     out: Path | None = None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.data.catalog import find_kind
+from engine.data.catalog import BUILT_IN, find_kind
 from engine.data.decode import Pixels
 from engine.data.images import CHUNK, ImageSet, Stream
 from engine.data.loader import MAX_WORKERS, decode_batches
@@ -29,7 +29,7 @@ FEW_IMAGES = 512
 class Data:
     """An opened data source.
 
-    name           "digits", or the last part of the path
+    name           "digits", "digits-hard", or the last part of the path
     classes        name of every class
     preprocessing  of the evaluation path; what a checkpoint stores
     augmentation   that suits the source
@@ -67,7 +67,7 @@ def open_data(
 ) -> Data:
     """Open the images that ``spec`` names.
 
-    spec          "digits", or a path whose content decides how it is read (see ``engine.data.catalog``)
+    spec          "digits", "digits-hard", or a path whose content decides how it is read (see ``engine.data.catalog``)
     resolution    side in pixels the network reads; None: the natural one of the source
     device        where images and labels live
     splits        of a stored run, verified against the data; None: made from ``seed``
@@ -128,7 +128,7 @@ def open_data(
         sets[name] = ImageSet(name, indices, labels[indices].to(device), stored)
     members = set(splits.members)
     return Data(
-        name=spec if spec == "digits" else Path(spec).expanduser().resolve().name,
+        name=spec if spec in BUILT_IN else Path(spec).expanduser().resolve().name,
         classes=source.classes,
         preprocessing=preprocessing,
         augmentation=kind.augmentation,
