@@ -51,8 +51,8 @@ from engine.run.search_state import Identity, load_state
 from engine.run.training import keep_freed_memory
 from engine.run.verified import report_latencies
 from engine.space.budget import Budget, Quantity, quantities
-from engine.space.costs import DEFAULT_RESOLUTION, Convention, cost_model
-from engine.space.latency_table import load_latency_table
+from engine.space.costs import DEFAULT_RESOLUTION, Convention, CostModel, cost_model
+from engine.space.latency_table import LatencyTable, load_latency_table
 from engine.space.structure import Structure
 
 PAPER = SearchSettings()
@@ -116,7 +116,7 @@ def main(options: Evolve) -> None:
     device = use_device(options.device, options.backend)
     memory = parse_memory(options.memory, device)
     costs = cost_model(run.space(options.divisor), options.flops_resolution, options.flops_convention).to(device)
-    table = load_latency_table(options.latency_table, costs.space).to(device) if options.latency_table else None
+    table = _latency_table(options, costs)
     known = quantities(costs, table.predict if table else None)
     pareto, limits = options.costs(known), options.limits(known)
     Console().print(feasibility(known, limits))
@@ -166,6 +166,19 @@ def main(options: Evolve) -> None:
         print(f"front of {len(front)} structures: {out / 'front.csv'}, {out / 'front.png'}")
     best = shlex.quote(str(out / "structure.json"))
     print(f"next: python -m engine.retrain --structure {best}{run_option(options.run)}")
+
+
+def _latency_table(options: Evolve, costs: CostModel) -> LatencyTable | None:
+    """The table to search by, if one is given: of the images that MACs are counted at."""
+    if options.latency_table is None:
+        return None
+    table = load_latency_table(options.latency_table, costs.space)
+    if table.settings["resolution"] != costs.resolution:
+        raise UserError(
+            f"--latency-table {options.latency_table} is of {table.settings['resolution']} px images and MACs are "
+            f"counted at {costs.resolution} px: give the side of deployment with --flops-resolution"
+        )
+    return table.to(costs.macs_form.device)
 
 
 def _settings(options: Evolve) -> SearchSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import signal
 import time
@@ -11,16 +12,21 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import ErrorLine, start
+from small_runs import TINY_SEARCH, ErrorLine, start
+from small_runs import run as run_command_of
+from torch.utils.flop_counter import FlopCounterMode
 
 from engine import latency
 from engine.files import sha256_json
 from engine.fit import agreement, fit, spread_genomes
+from engine.pruned import PrunedNet
 from engine.run import measurements
 from engine.run.command import run_command
 from engine.runtimes import Timing
 from engine.space import architecture
-from engine.space.latency_table import load_latency_table
+from engine.space.costs import cost_model
+from engine.space.latency_table import layer_kinds, load_latency_table
+from engine.space.structure import convolutions
 
 TINY = ("--runtime", "torch", "--resolution", "32", "--points", "2")
 
@@ -144,7 +150,7 @@ def test_an_unfinished_build_is_not_lost_by_accident_nor_continued_with_other_op
 def test_a_run_gives_the_architecture_and_the_classes(trained: Path, tmp_path: Path) -> None:
     partial = tmp_path / "table.json.partial"
     process = start("latency", "build", "--out", tmp_path / "table.json", "--run", trained, *TINY)
-    while process.poll() is None and not (partial.exists() and b"\n" in partial.read_bytes()):
+    while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") > 1):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     stderr = process.communicate()[1]
@@ -246,3 +252,60 @@ def test_the_structures_of_build_and_check_span_the_range_and_differ() -> None:
         assert bool((genomes < space.choices).all())
     assert not torch.equal(check, other)
     assert not torch.equal(check, build)
+
+
+# -- searching by a table ------------------------------------------------------------------------------------------
+
+
+def test_a_search_meets_flops_params_and_latency_together_and_measures_what_it_found(
+    killed: Killed, copied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    search, table = tmp_path / "search", load_latency_table(killed.table)
+    least, full = table.legal_range(architecture("mobilenet_v1").build(1000))
+    limit = (least + full) / 2
+    limits = ("--flops", "50%", "--params", "1.5M", "--latency", f"{limit:.6f}ms", "--latency-table", killed.table)
+    shared = ("--run", copied, "--flops-resolution", "32", *TINY_SEARCH)
+    assert run_command_of("evolve", *limits, *shared, "--out", search) == 0
+    with (search / "candidates.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    space = architecture("mobilenet_v1").build(10)
+    full_macs = int(cost_model(space, 32).macs(space.uniform_choice(30)))
+    grids = {grid.kind: grid for grid in table.grids}
+    for row in rows:
+        genome_1G = torch.tensor([[int(choice) for choice in row["genome"].split()]])
+        layers = convolutions(space, genome_1G[0])
+        # Layer by layer from the measured grids, and by PyTorch's counter.
+        total = sum(
+            float(
+                grids[kind].at(
+                    torch.tensor(1 if layer["depthwise"] else layer["in_channels"]), torch.tensor(layer["out_channels"])
+                )
+            )
+            for layer, kind in zip(layers, layer_kinds(space, 32), strict=True)
+        )
+        assert float(row["latency_ms"]) == pytest.approx(table.constant_ms + table.scale * total)
+        assert float(row["latency_ms"]) <= limit
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            net = PrunedNet(layers, 10).eval()
+            net(torch.empty(1, 3, 32, 32))
+        assert counter.get_total_flops() // 2 == int(row["macs"]) <= full_macs // 2
+        assert sum(parameter.numel() for parameter in net.parameters()) == int(row["parameters"]) <= 1_500_000
+    found = json.loads((search / "latency.json").read_text())
+    assert [entry["name"] for entry in found["structures"]] == ["best", "uniform"]
+    assert all(entry["measured_ms"] > 0 for entry in found["structures"])
+    assert "best: predicted" in capfd.readouterr().out
+
+
+def test_a_table_of_other_images_or_another_architecture_is_refused(
+    killed: Killed, copied: Path, error_line: ErrorLine, tmp_path: Path
+) -> None:
+    arguments = ("--latency", "50%", "--latency-table", killed.table, "--run", copied, *TINY_SEARCH)
+    assert run_command_of("evolve", *arguments) == 2
+    assert "is of 32 px images and MACs are counted at 224 px" in error_line()
+    content = json.loads(killed.table.read_text())
+    content.pop("digest")
+    content["architecture"] = "mobilenet_v2"
+    (tmp_path / "other.json").write_text(json.dumps({**content, "digest": sha256_json(content)}))
+    arguments = ("--latency", "50%", "--latency-table", tmp_path / "other.json", "--run", copied, *TINY_SEARCH)
+    assert run_command_of("evolve", *arguments) == 2
+    assert "it is of mobilenet_v2, not of mobilenet_v1" in error_line()
