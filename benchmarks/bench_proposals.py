@@ -3,7 +3,7 @@
     python -m pytest benchmarks/bench_proposals.py --benchmark-only
 
 The baseline does what follows the drawing one proposal after another, in Python: counts MACs layer by layer, compares
-with the budget, looks the genome up in a set.
+with the budget, looks the genome up in a set. The first generation of a search in a tight budget is timed, too.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.evolution import Parents, cross, is_new, mutate
+from engine.evolution import Parents, SearchSettings, ask, cross, initial_state, is_new, mutate
 from engine.random import stream_key
 from engine.sampling import draw
 from engine.space import architecture
 from engine.space.budget import Budget, parse_limit, quantities
 from engine.space.costs import CostModel, cost_model, macs_per_conv
 
-PROPOSALS = 1_000_000
+PROPOSALS = RANDOM_GENOMES = 1_000_000
 BASELINE_PROPOSALS = 600
 PARENTS, VISITED = 10, 1000
 MUTATION_PROBABILITY = 0.1
@@ -88,4 +88,29 @@ def test_a_million_proposals(benchmark: Any, name: str) -> None:
         kept=len(genome_KG),
         one_by_one_per_second=round(baseline_rate, 1),
         speedup=round(rate / baseline_rate),
+    )
+
+
+TIGHT = {
+    "2 % above the least": lambda flops: str(int(1.02 * flops.least)),
+    "a band of 0.5 %": lambda flops: f"{0.995 * flops.full / 2:.0f}:{flops.full / 2:.0f}",
+}
+
+
+@pytest.mark.parametrize("tight", TIGHT)
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "resnet50"])
+def test_the_first_generation_of_a_tight_budget(benchmark: Any, name: str, tight: str) -> None:
+    costs = cost_model(architecture(name).build(1000))
+    flops = quantities(costs)["flops"]
+    budget = Budget(costs.space, torch.device("cpu"), (parse_limit(TIGHT[tight](flops), flops),))
+    genes = len(costs.space.genes)
+    uniform_KG = draw(0, RANDOM_GENOMES, budget)
+    state = benchmark.pedantic(
+        lambda: ask(initial_state(genes, 0), SearchSettings(), budget), rounds=5, warmup_rounds=1
+    )
+    assert budget.fits(state.genome_VG).all()
+    assert len(state.genome_VG.unique(dim=0)) == len(state.genome_VG)
+    benchmark.extra_info.update(
+        structures=len(state.pending),
+        of_a_million_uniformly_random_ones_fit=int(budget.fits(uniform_KG).sum()),
     )

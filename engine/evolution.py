@@ -28,9 +28,11 @@ from engine.space.budget import Budget, Quantity
 # Proposals per genome wanted, and rounds of proposals before a generation is filled up by other means.
 OVERSAMPLING = 8
 ROUNDS = 16
-# The same for random structures steered into the budget, which cost more each and miss it less often.
+# The same for random structures steered into the budget, which cost more each and miss it less often; a round of at
+# least so many that brings nothing new has found what there is.
 STEERED_OVERSAMPLING = 2
 STEERED_ROUNDS = 4
+STEERED_AT_LEAST = 256
 # The least share of the budget that a random structure uses: the best ones are not found among the tiny.
 NEAR_BUDGET = 0.8
 
@@ -213,7 +215,7 @@ class _Proposals:
         """Add up to ``count`` genomes without parents from ``propose(stream, K)``."""
 
         def orphans(key: int, k: int) -> Offspring:
-            genome_KG = propose(key, k)
+            genome_KG = propose(key, max(k, STEERED_AT_LEAST))
             return genome_KG, genome_KG.new_full((len(genome_KG), 2), -1)
 
         self.fill(Origin.RANDOM, count, orphans, STEERED_ROUNDS, STEERED_OVERSAMPLING)
@@ -240,6 +242,8 @@ class _Proposals:
             self.parent_V2 = torch.cat([self.parent_V2, parent_K2[new_K]])
             self.origin += [int(origin)] * len(new_K)
             wanted -= len(new_K)
+            if origin == Origin.RANDOM and not len(new_K):
+                return
 
     def asked(self) -> SearchState:
         """The state with these proposals pending."""

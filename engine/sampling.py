@@ -37,11 +37,12 @@ def draw(key: int, count: int, budget: Budget) -> Tensor:
 def sample(key: int, count: int, budget: Budget, least_usage: float = 0.0) -> Tensor:
     """Random genomes ``[K, G]`` that mostly meet the budget, each using a random share of it from ``least_usage`` on.
 
-    A share is of the way from the smallest structure to the tightest upper bound. With lower bounds, or without a
-    budget, it is between 0 and 1.
+    A share is of the way from the smallest structure to the tightest upper bound; from 0 on, one in ten is 0 itself.
     """
     genome_KG = draw(stream_key(key, "base"), count, budget)
-    share_K = least_usage + (1 - least_usage) * random_uniform(stream_key(key, "share"), (count,), budget.device)
+    first = least_usage or -0.1
+    share_K = first + (1 - first) * random_uniform(stream_key(key, "share"), (count,), budget.device)
+    share_K = share_K.clamp(min=least_usage)
     if not budget.limits:
         return along_ray(genome_KG, (share_K * (2 * STEPS + 1)).long(), budget)
     return walk(key, scale_to_usage(genome_KG, share_K, budget), share_K.double() * SLACK, budget)

@@ -105,6 +105,7 @@ def test_every_genome_asked_for_is_legal_within_the_budget_and_new(seed: int, sh
     assert len(state.genome_VG.unique(dim=0)) == len(state.genome_VG)
 
 
+@settings(max_examples=10)
 @given(seeds)
 def test_several_limits_hold_for_every_genome_asked_for(seed: int) -> None:
     # At 64 px: 46 M MACs and 6.9 M parameters are the full network.
@@ -155,7 +156,7 @@ def test_at_the_least_budget_exactly_the_structures_that_fit_are_asked_for() -> 
     assert state.generation == QUICK.generations
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(seeds, st.integers(1, 40))
 def test_a_search_among_few_structures_finds_all_of_them_and_then_asks_for_none(seed: int, fitting: int) -> None:
     macs = int(SMALL_COSTS.macs(ALL_SMALL).sort().values[fitting])
