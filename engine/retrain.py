@@ -79,7 +79,7 @@ def main(options: Retrain) -> None:
     device = use_device(options.device, "auto")
     data = run.data(device)
     keep_freed_memory()
-    training = _training(options, structure, out, data)
+    training = from_scratch(options, structure, out, data)
     training.check_disk_space()
     if not options.resume:
         resolved = {**dataclasses.asdict(training.recipe), "steps": training.steps}
@@ -93,7 +93,8 @@ def main(options: Retrain) -> None:
         soft_wrap=True,
     )
     train(training, console)
-    result = _result(training, structure)
+    correct = int(right_answers(training.module, data).sum())
+    result = measured(training, structure, correct)
     _export(training.module, structure, data, result, out)
     _print_result(result, out)
 
@@ -128,8 +129,8 @@ def _what_and_where(options: Retrain, run: PruningNetRun) -> tuple[Structure, Pa
     return structure, options.out or options.run / folder
 
 
-def _training(options: Retrain, structure: Structure, out: Path, data: Data) -> Training:
-    """From scratch on all images but the test split, which is used once, at the end."""
+def from_scratch(options: TrainingOptions, structure: Structure, out: Path, data: Data) -> Training:
+    """A structure's training on all images but the test split, which is used once, at the end."""
     images = join("train", data.subset("sub_train"), data.subset("sub_validation"))
     paper = architecture(structure.architecture).retrain
     recipe = options.recipe(scaled(paper, len(images), SMALL_DATA_LR))
@@ -142,7 +143,7 @@ def _training(options: Retrain, structure: Structure, out: Path, data: Data) -> 
         return net(images_NCHW)
 
     def validate() -> dict[str, float]:
-        return {"test": 100 * count_correct(net, data) / len(data.subset("test"))}
+        return {"test": 100 * float(right_answers(net, data).double().mean())}
 
     return Training(
         run=out,
@@ -162,14 +163,16 @@ def _training(options: Retrain, structure: Structure, out: Path, data: Data) -> 
 
 
 @torch.no_grad()
-def count_correct(net: PrunedNet, data: Data) -> int:
-    """Test images whose top-1 answer is right."""
+def right_answers(net: torch.nn.Module, data: Data) -> Tensor:
+    """Which test images a network's top-1 answer is right for, bool ``[N]``."""
     net.eval()
-    test, correct = data.subset("test"), 0
-    for images_u8, labels in test.stream(torch.arange(len(test)).split(TEST_CHUNK)):
-        correct += int((net(data.preprocessing(images_u8)).argmax(1) == labels).sum())
+    test = data.subset("test")
+    right = [
+        net(data.preprocessing(images_u8)).argmax(1) == labels
+        for images_u8, labels in test.stream(torch.arange(len(test)).split(TEST_CHUNK))
+    ]
     net.train()
-    return correct
+    return torch.cat(right)
 
 
 def recount_macs(structure: Structure) -> int:
@@ -183,10 +186,9 @@ def recount_macs(structure: Structure) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def _result(training: Training, structure: Structure) -> dict[str, Any]:
-    net = training.module
-    assert isinstance(net, PrunedNet)
-    correct, images = count_correct(net, training.data), len(training.data.subset("test"))
+def measured(training: Training, structure: Structure, correct: int) -> dict[str, Any]:
+    """What ``result.json`` says of a finished training: accuracy, recounted costs, and how it was trained."""
+    net, images = training.module, len(training.data.subset("test"))
     macs, parameters = recount_macs(structure), sum(p.numel() for p in net.parameters())
     if parameters != structure.parameters or (structure.flops_convention == "macs" and macs != structure.macs):
         raise RuntimeError(f"the module has {macs} MACs and {parameters} parameters, its structure says otherwise")

@@ -37,6 +37,7 @@ class Data:
     device         that images and labels live on
     quarantined    names of images that could not be decoded, and are in no split
     sets           the images of each split; use ``subset``
+    groups         of every image of the source, the number of its group (see `Source`); or empty
     """
 
     name: str
@@ -47,6 +48,7 @@ class Data:
     device: torch.device
     quarantined: tuple[str, ...]
     sets: Mapping[str, ImageSet]
+    groups: tuple[int, ...] = ()
 
     def subset(self, name: str) -> ImageSet:
         """Return the images of one split. Raises UserError when there is no such split."""
@@ -136,6 +138,7 @@ def open_data(
         device=device,
         quarantined=tuple(source.images.name(index) for index in range(count) if index not in members),
         sets=sets,
+        groups=source.groups,
     )
 
 

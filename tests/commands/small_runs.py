@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import evolve, metatrain, retrain
+from engine import evolve, metatrain, retrain, trust
 from engine.run.command import run_command
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +30,7 @@ COMMANDS = {
     "metatrain": (metatrain.main, metatrain.Metatrain),
     "evolve": (evolve.main, evolve.Evolve),
     "retrain": (retrain.main, retrain.Retrain),
+    "trust": (trust.main, trust.Trust),
 }
 
 
