@@ -160,6 +160,8 @@ def spread(search: FinishedSearch, count: int, seed: int) -> list[Tensor]:
     """
     order = ranking(search.correct_V, search.loss_V)
     order = order[~search.loss_V[order].isnan()]
+    if not len(order):
+        return []
     score = search.correct_V[order].double()
     targets = score.quantile(0.5)[None]
     if count > 1:
