@@ -107,29 +107,28 @@ def write_report(report: dict[str, Any], out: Path) -> None:
 def print_report(report: dict[str, Any], console: Console) -> None:
     """Print the structures from best to worst, what they say, and what the test images can tell."""
     seeds = len(report["structures"][0]["accuracies"])
-    table = Table()
-    for heading in ("structure", "MACs", "parameters", "search score", "test accuracy", "of each seed"):
+    table = Table(title="top-1 in percent, ± half a 95 % interval over seeds")
+    for heading in ("structure", "MACs", "search score", "test", "test of each seed"):
         table.add_column(heading, justify="left" if heading == "structure" else "right", overflow="fold")
     for row in sorted(report["structures"], key=lambda row: -row["accuracy"]):
         half = "" if row["half_width"] is None else f" ± {100 * row['half_width']:.1f}"
         table.add_row(
             ", ".join(row["roles"]),
             format_count(row["macs"]),
-            format_count(row["parameters"]),
-            f"{100 * row['search_score']:.1f} %",
-            f"{100 * row['accuracy']:.1f}{half} %",
-            "  ".join(f"{100 * accuracy:.1f}" for accuracy in row["accuracies"]),
+            f"{100 * row['search_score']:.1f}",
+            f"{100 * row['accuracy']:.1f}{half}",
+            " ".join(f"{100 * accuracy:.1f}" for accuracy in row["accuracies"]),
         )
     console.print(table)
 
     table = Table()
-    for heading in ("", "value", "95 % interval over seeds"):
+    for heading in ("", "value", "95 % interval"):
         table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
     for name, predictor in (("search_score", "search score"), ("macs", "MACs")):
         for statistic, symbol in (("kendall", "Kendall's τ"), ("spearman", "Spearman's ρ")):
             found = report["correlation"][name][statistic]
-            table.add_row(f"{symbol} of {predictor} and test accuracy", *_shown(found, 1, "{:.2f}"))
-    table.add_row("regret: best trained here minus chosen, points", *_shown(report["regret"], 100, "{:.1f}"))
+            table.add_row(f"{symbol}, {predictor} and test", *_shown(found, 1, "{:.2f}"))
+    table.add_row("regret: best here minus chosen, points", *_shown(report["regret"], 100, "{:.1f}"))
     for role, found in report["chosen_minus"].items():
         table.add_row(f"chosen minus {role}, points", *_shown(found, 100, "{:+.1f}"))
     console.print(table)
