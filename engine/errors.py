@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The exceptions a user is meant to read."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     A command prints the message and exits with status 2, before any work and with nothing on disk touched.
     """
+
+
+class RankError(Exception):
+    """Another process of the same run died or failed. One line; a command prints it and exits with status 1."""

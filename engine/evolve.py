@@ -4,6 +4,7 @@
     python -m engine.evolve --flops 280M:300M --params 2M --memory-peak 50%
     python -m engine.evolve --latency 8ms --latency-table table.json
     python -m engine.evolve --objectives accuracy,flops
+    torchrun --nproc-per-node=2 -m engine.evolve --flops 300M
 
 Needs a PruningNet from ``engine.metatrain``. Writes to its output folder
 
@@ -17,10 +18,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -32,11 +33,12 @@ from engine.evolution import SearchSettings, initial_state
 from engine.memory import parse_memory
 from engine.metatrain import DEFAULT_RUN, run_option
 from engine.population import Scores, score_passes, scoring_images
+from engine.pruningnet import PruningNet
 from engine.racing import Race
-from engine.run import directory
+from engine.run import directory, ranks
 from engine.run.command import run_command, use_device
 from engine.run.limits import LimitOptions, checked_budget, feasibility
-from engine.run.opened import open_run
+from engine.run.opened import PruningNetRun, open_run
 from engine.run.options import require_at_least
 from engine.run.scores import ScoreCache
 from engine.run.search import (
@@ -48,6 +50,7 @@ from engine.run.search import (
     uniform_structure,
 )
 from engine.run.search_state import Identity, load_state
+from engine.run.shared import Scoring, serve, shared_scorer
 from engine.run.training import keep_freed_memory
 from engine.run.verified import report_latencies
 from engine.space.budget import Budget, Quantity, quantities
@@ -122,20 +125,15 @@ def main(options: Evolve) -> None:
     Console().print(feasibility(known, limits))
     budget = checked_budget(limits, costs.space, device)
     directory.check_output(out, options.resume, options.overwrite)
-    data = run.data(device)
-    images = scoring_images(data, options.calibration_images)
-    keep_freed_memory()
-    net = run.net(device, options.divisor).to_precision(DTYPES[options.precision])
+    ranks.begin(options, device)
+    net, scoring = _open_scoring(options, run, device, memory)
     if run.steps_left:
         console.print(f"note: this PruningNet is not finished; {run.steps_left} steps of its training are missing")
 
-    scored_by: Identity = {"pruningnet": run.digest, "splits": data.splits.digest}
-    scored_how: Identity = {
-        "calibration": len(images.calibration_NCHW), "precision": options.precision, "device": device.type,
-        "backend": options.backend, "divisor": options.divisor,
-    }  # fmt: skip
+    scorer = shared_scorer(scoring)
     identity: Identity = {
-        **scored_by,
+        "pruningnet": scoring.key["pruningnet"],
+        "splits": scoring.key["splits"],
         "budget": {name: limit.bounds for name, limit in limits.items()},
         "objectives": options.objectives.split(","),
         "latency_table": table.digest if table else None,
@@ -143,13 +141,9 @@ def main(options: Evolve) -> None:
     state = load_state(out, identity, device) if options.resume else None
     if not options.resume:
         directory.start_output(out, options, identity)
-    cache = ScoreCache(run.folder, {**scored_by, **scored_how}, len(images.subset))
-
-    def scorer(genome_PG: Tensor, race: Race | None) -> Iterator[tuple[Tensor, Scores]]:
-        return score_passes(net, genome_PG, images, memory, race)
-
+    cache = ScoreCache(run.folder, scoring.key, len(scoring.images.subset))
     search = Search(
-        settings, costs, known, budget, pareto, options.race, run, net, images, cache, scorer, out, identity
+        settings, costs, known, budget, pareto, options.race, run, net, scoring.images, cache, scorer, out, identity
     )
     state = run_generations(search, state or initial_state(len(costs.space.genes), options.seed, device), console)
 
@@ -166,6 +160,30 @@ def main(options: Evolve) -> None:
         print(f"front of {len(front)} structures: {out / 'front.csv'}, {out / 'front.png'}")
     best = shlex.quote(str(out / "structure.json"))
     print(f"next: python -m engine.retrain --structure {best}{run_option(options.run)}")
+
+
+def assist(options: Evolve, next_work: Callable[[], Any], answer: Callable[[Any], None]) -> None:
+    """What the other ranks do: score for rank 0."""
+    device = use_device(options.device, options.backend)
+    _, scoring = _open_scoring(options, open_run(options.run), device, parse_memory(options.memory, device))
+    serve(scoring, next_work, answer)
+
+
+def _open_scoring(options: Evolve, run: PruningNetRun, device: torch.device, memory: int) -> tuple[PruningNet, Scoring]:
+    """The PruningNet, and how it scores with the images of its run."""
+    data = run.data(device)
+    images = scoring_images(data, options.calibration_images)
+    keep_freed_memory()
+    net = run.net(device, options.divisor).to_precision(DTYPES[options.precision])
+    key: Identity = {
+        "pruningnet": run.digest, "splits": data.splits.digest, "calibration": len(images.calibration_NCHW),
+        "precision": options.precision, "device": device.type, "backend": options.backend, "divisor": options.divisor,
+    }  # fmt: skip
+
+    def score(genome_PG: Tensor, race: Race | None, positions: Tensor | None) -> Iterator[tuple[Tensor, Scores]]:
+        return score_passes(net, genome_PG, images, memory, race, positions)
+
+    return net, Scoring(score, images, key, device)
 
 
 def _latency_table(options: Evolve, costs: CostModel) -> LatencyTable | None:
@@ -216,4 +234,4 @@ def _print_result(structures: dict[str, Structure], known: dict[str, Quantity], 
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, Evolve))
+    sys.exit(ranks.launch(lambda: run_command(main, Evolve), assist))

@@ -21,7 +21,8 @@ from typing import TypeVar, get_args
 import torch
 import tyro
 
-from engine.errors import UserError
+from engine.errors import RankError, UserError
+from engine.run import ranks
 from kernels import backends
 
 Config = TypeVar("Config", bound="Options")
@@ -45,25 +46,37 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """Turns SIGINT and SIGTERM into a question asked between steps; a second Ctrl-C ends the process at once."""
+    """Turns SIGINT and SIGTERM into a question asked between steps; a second Ctrl-C ends the process at once.
+
+    Where torchrun passes signals on, a step that takes too long is not waited for.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
 
     def __enter__(self) -> Interruption:
         self.previous = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        self.previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._wait_no_longer)
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.alarm(0)
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        ranks.check_alive()
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
+        if ranks.is_launched():
+            signal.alarm(ranks.GRACE)
+            return
         # os.write: a print may be cut into by the very signal this handles.
         os.write(sys.stderr.fileno(), b"\nstopping after this step; once more to stop at once\n")
+
+    def _wait_no_longer(self, *_: object) -> None:
+        self.stop_if_asked()
 
     def stop_if_asked(self, save: Callable[[], object] = lambda: None) -> None:
         """Call between steps. When a signal came, save and raise `Interrupted`."""
@@ -86,6 +99,8 @@ def run_command(main: Callable[[Config], None], config: type[Config], arguments:
         return stop.status
     except KeyboardInterrupt:
         return _fail(130, "interrupted", debug)
+    except RankError as error:
+        return _fail(1, str(error), debug)
     except BrokenPipeError:
         return 1
     except Exception as error:
@@ -129,7 +144,9 @@ def use_device(name: str, backend: str) -> torch.device:
     """The device called ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, with the kernels' backend set; else `UserError`."""
     backends.use(backend)
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.is_launched():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -140,4 +157,6 @@ def use_device(name: str, backend: str) -> torch.device:
         raise UserError(
             f"--device {name}: this machine has {torch.cuda.device_count()} usable GPUs; choose cpu or auto"
         )
+    if device.index is not None:
+        torch.cuda.set_device(device)
     return device
