@@ -67,13 +67,10 @@ def launch(command: Callable[[], int], assist: Assist) -> int:
     """
     if not is_launched():
         return command()
-    import torch.distributed as dist
-
+    if int(os.environ["RANK"]):
+        _follow(assist)
     global _leader
-    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
-    if rank:
-        _follow(store, rank, size, assist)
-    _leader = Leader(store, size)
+    _leader = Leader(*_rendezvous())
     signal.signal(signal.SIGTERM, _terminated)
     status = 1
     try:
@@ -107,8 +104,8 @@ def check_alive() -> None:
 class Leader:
     """Rank 0's connections to the others. ``resumable`` says whether what was done so far is on disk."""
 
-    def __init__(self, store: Any, size: int) -> None:
-        self.store, self.size = store, size
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self.store, self.rank, self.size = store, rank, size
         self.inbox: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self.readers: list[threading.Thread] = []
         self.gone: set[int] = set()
@@ -118,7 +115,7 @@ class Leader:
         """Let the other ranks begin, and connect to them."""
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         self.store.set("begin", pickle.dumps((options, backend)))
-        _in_background(lambda: _connect(self.store, 0, self.size, backend))
+        _in_background(lambda: _connect(self.store, self.rank, self.size, backend))
         for rank in range(1, self.size):
             self.readers.append(threading.Thread(target=self._read, args=(rank, device), daemon=True))
             self.readers[-1].start()
@@ -193,11 +190,12 @@ def _exit(status: int) -> NoReturn:
 # -- the other ranks -------------------------------------------------------------------------------------------------
 
 
-def _follow(store: Any, rank: int, size: int, assist: Assist) -> NoReturn:
+def _follow(assist: Assist) -> NoReturn:
     """Wait for rank 0 to begin, and assist it until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            store, rank, size = _rendezvous()
             order = pickle.loads(store.get("begin"))
             if isinstance(order, int):
                 _exit(order)
@@ -239,6 +237,13 @@ def _failure(error: Exception) -> Failure:
 # -- messages --------------------------------------------------------------------------------------------------------
 
 
+def _rendezvous() -> tuple[Any, int, int]:
+    """What all ranks can read and write to find each other, the rank of this one, and how many there are."""
+    import torch.distributed as dist
+
+    return next(dist.rendezvous("env://", timeout=PATIENCE))
+
+
 def _connect(store: Any, rank: int, size: int, backend: str) -> None:
     import torch.distributed as dist
 
@@ -252,6 +257,9 @@ def _send(rank: int, message: Any) -> None:
     kind, content = TENSOR, message
     if not isinstance(message, Tensor):
         kind, content = OBJECT, torch.frombuffer(bytearray(pickle.dumps(message)), dtype=torch.uint8)
+    if content.is_cuda:
+        # Whoever receives on a GPU waits there from the moment it knows of the message.
+        torch.cuda.synchronize(content.device)
     dist.send(torch.tensor([kind, len(content)]), rank)
     dist.send(content, rank)
 

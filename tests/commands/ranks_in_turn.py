@@ -1,0 +1,73 @@
+"""Several searches in turn, run by torchrun: each by ranks forked from those that have imported everything.
+
+Takes a JSON list of searches: ``name``, ``ranks``, ``arguments``, and what is ``odd`` about rank 1.
+Writes what each rank printed to NAME.RANK, followed by its exit status.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import sklearn.datasets
+import torch
+import torch.distributed as dist
+
+from engine import evolve
+from engine.run import front, ranks
+from engine.run.command import run_command
+
+
+def break_scoring() -> None:
+    def score_passes(*_: Any) -> NoReturn:
+        raise RuntimeError("a cable is loose")
+
+    evolve.score_passes = score_passes  # type: ignore[assignment]
+
+
+# What commands import when they need it.
+PRELOADED = (sklearn.datasets, front)
+ODD: dict[str, Callable[[], object]] = {
+    "": lambda: None,
+    "version": lambda: setattr(torch, "__version__", "0.1"),
+    "scoring": break_scoring,
+}
+
+
+def search(plan: dict[str, Any], rank: int, output: Path) -> int:
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    # They all share the store of torchrun, each search under a name of its own.
+    store, *_ = next(dist.rendezvous("env://"))
+    met = (dist.PrefixStore(plan["name"], store), rank, plan["ranks"])
+    dist.rendezvous = lambda *_, **__: iter([met])  # type: ignore[attr-defined]
+    if rank == 1:
+        ODD[plan["odd"]]()
+    return ranks.launch(lambda: run_command(evolve.main, evolve.Evolve, plan["arguments"]), evolve.assist)
+
+
+def main(plans: Path) -> None:
+    rank = int(os.environ["RANK"])
+    for plan in json.loads(plans.read_text()):
+        if rank >= plan["ranks"]:
+            continue
+        if rank == 0:
+            # Each search starts without the scores of the one before.
+            shutil.rmtree(plan["scores"], ignore_errors=True)
+        output = plans.with_name(f"{plan['name']}.{rank}")
+        child = os.fork()
+        if child == 0:
+            os._exit(search(plan, rank, output))
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with output.open("a") as file:
+            file.write(f"\n{status}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,233 @@
+"""`torchrun -m engine.evolve`: several processes write the bytes of one, and end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from small_runs import ROOT, run
+
+torch_distributed = pytest.importorskip("torch.distributed")
+pytestmark = pytest.mark.skipif(not torch_distributed.is_available(), reason="torch was built without distributed")
+
+FILES = ("candidates.csv", "state.json", "structure.json", "uniform.json")
+SHARED: tuple[str, ...] = ("--calibration-images", "32", "--device", "cpu", "--parents", "2")
+
+
+def small(population: int, mutants: int, crossovers: int, generations: int = 2) -> tuple[str, ...]:
+    numbers = {
+        "population": population, "mutants": mutants, "crossovers": crossovers, "generations": generations,
+    }  # fmt: skip
+    return (*SHARED, *(text for name, number in numbers.items() for text in (f"--{name}", str(number))))
+
+
+class Plan(NamedTuple):
+    """A search on so many ranks; ``odd`` is what is wrong with rank 1."""
+
+    ranks: int
+    arguments: tuple[str, ...]
+    odd: str = ""
+
+
+class Printed(NamedTuple):
+    """What a rank printed, and its exit status."""
+
+    lines: list[str]
+    status: int
+
+
+SAME = {
+    "more candidates than two ranks": Plan(2, ("--flops", "300M", *small(5, 1, 2))),
+    "more candidates than three ranks": Plan(3, ("--flops", "300M", *small(4, 1, 2))),
+    "two candidates for three ranks": Plan(3, ("--flops", "300M", *small(2, 1, 1))),
+    "one candidate for three ranks": Plan(3, ("--flops", "300M", *small(1, 1, 0))),
+    "a race": Plan(3, ("--flops", "300M", "--race", "0.5", *small(4, 1, 2, 3))),
+    "a race with fewer candidates than ranks": Plan(3, ("--flops", "300M", "--race", "0.5", *small(2, 1, 1, 3))),
+    "a Pareto search": Plan(2, ("--objectives", "accuracy,flops", *small(4, 1, 2))),
+}
+REFUSED = {
+    "a budget that nothing fits": Plan(2, ("--flops", "1M", *SHARED)),
+    "an unknown option": Plan(2, ("--population-count", "3")),
+    "another version of torch on one rank": Plan(2, ("--flops", "300M", *SHARED), "version"),
+}
+HELP = {"help": Plan(2, ("--help",))}
+BROKEN = {"a rank that cannot score": Plan(3, ("--flops", "300M", *small(4, 1, 2)), "scoring")}
+
+
+def torchrun(ranks: int, *arguments: object) -> subprocess.Popen[str]:
+    # After "--", or torchrun takes our --run for the beginning of an option of its own.
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return subprocess.Popen(
+        [*line, *map(str, arguments)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def evolve(ranks: int, *arguments: object) -> subprocess.Popen[str]:
+    return torchrun(ranks, "-m", "--", "engine.evolve", *arguments)
+
+
+@pytest.fixture(scope="module")
+def pruningnet(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PruningNet to search in, shared by these tests."""
+    return Path(shutil.copytree(trained, tmp_path_factory.mktemp("ranks") / "run"))
+
+
+@pytest.fixture(scope="module")
+def printed(pruningnet: Path) -> dict[str, list[Printed]]:
+    """All searches of the tables above, done: what each rank printed."""
+    folder = pruningnet.parent
+    plans = {**SAME, **REFUSED, **HELP, **BROKEN}
+    listed = [
+        {
+            "name": name, "ranks": plan.ranks, "odd": plan.odd, "scores": str(pruningnet / "scores"),
+            "arguments": [*plan.arguments, "--run", str(pruningnet), "--out", str(folder / "several" / name)],
+        }
+        for name, plan in plans.items()
+    ]  # fmt: skip
+    (folder / "plans.json").write_text(json.dumps(listed))
+    process = torchrun(3, Path(__file__).with_name("ranks_in_turn.py"), folder / "plans.json")
+    _, complaint = process.communicate(timeout=120)
+    assert process.returncode == 0, complaint
+    result = {}
+    for name, plan in plans.items():
+        texts = [(folder / f"{name}.{rank}").read_text().splitlines() for rank in range(plan.ranks)]
+        result[name] = [Printed([line for line in lines[:-1] if line.strip()], int(lines[-1])) for lines in texts]
+    return result
+
+
+def one_process(pruningnet: Path, name: str, *arguments: object) -> Path:
+    """The same search by a single process, without scores of others."""
+    out = pruningnet.parent / "one" / name
+    shutil.rmtree(pruningnet / "scores", ignore_errors=True)
+    assert run("evolve", *arguments, "--run", pruningnet, "--out", out) == 0
+    return out
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_several_processes_write_the_bytes_of_one(
+    name: str, pruningnet: Path, printed: dict[str, list[Printed]]
+) -> None:
+    assert [rank.status for rank in printed[name]] == [0] * SAME[name].ranks
+    one, several = one_process(pruningnet, name, *SAME[name].arguments), pruningnet.parent / "several" / name
+    for path in [one / "front.csv"] * ("Pareto" in name) + [one / file for file in FILES]:
+        assert (several / path.name).read_bytes() == path.read_bytes()
+    images = {row["images"] for row in _rows(one)}
+    assert (len(images) > 1) == ("race" in name), "a race stops some candidates early"
+
+
+@pytest.mark.parametrize("name", {**SAME, **REFUSED, **HELP, **BROKEN})
+def test_only_rank_0_prints(name: str, printed: dict[str, list[Printed]]) -> None:
+    first, *others = printed[name]
+    assert first.lines
+    assert not any(rank.lines for rank in others)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_ends_all_ranks_with_one_line_and_nothing_written(
+    name: str, pruningnet: Path, printed: dict[str, list[Printed]]
+) -> None:
+    assert [rank.status for rank in printed[name]] == [2] * REFUSED[name].ranks
+    assert len([line for line in printed[name][0].lines if line.startswith("error: ")]) == 1
+    assert not (pruningnet.parent / "several" / name).exists()
+
+
+def test_ranks_that_would_compute_something_else_are_named(printed: dict[str, list[Printed]]) -> None:
+    line = printed["another version of torch on one rank"][0].lines[-1]
+    assert line.startswith("error: rank 1 has another torch than rank 0 (0.1 instead of ")
+
+
+def test_help_ends_all_ranks(printed: dict[str, list[Printed]]) -> None:
+    assert [rank.status for rank in printed["help"]] == [0, 0]
+
+
+def test_what_went_wrong_on_another_rank_is_said_in_one_line(printed: dict[str, list[Printed]]) -> None:
+    outcome = printed["a rank that cannot score"]
+    assert [rank.status for rank in outcome] == [1, 1, 1]
+    assert outcome[0].lines[-1].startswith("error: rank 1: RuntimeError: a cable is loose")
+
+
+LONGER = ("--flops", "300M", *small(6, 2, 2, 8))
+
+
+def test_a_rank_that_dies_ends_the_search_which_one_or_several_processes_resume(pruningnet: Path) -> None:
+    whole = one_process(pruningnet, "long", *LONGER)
+    shutil.rmtree(pruningnet / "scores")
+    out = pruningnet.parent / "killed"
+    arguments = (*LONGER, "--run", pruningnet, "--out", out)
+    process = evolve(3, *arguments)
+    _wait_for_generation(process, out, 2)
+    os.kill(_ranks_of(process)[1], signal.SIGKILL)
+    _, complaint = process.communicate(timeout=30)
+    assert process.returncode != 0
+    errors = [line for line in complaint.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: rank 1 died; everything done so far is saved")
+    assert 2 <= _generation(out) < 8, "the search ended before the rank was killed: nothing was tested"
+
+    copied = pruningnet.parent / "copied"
+    for folder in (out, pruningnet / "scores"):
+        shutil.copytree(folder, copied / folder.name)
+    process = evolve(2, *arguments, "--resume")
+    assert (process.communicate(timeout=60), process.returncode)[1] == 0
+    assert _bytes(out) == _bytes(whole)
+
+    for folder in (out, pruningnet / "scores"):
+        shutil.rmtree(folder)
+        shutil.copytree(copied / folder.name, folder)
+    assert run("evolve", *arguments, "--resume") == 0
+    assert _bytes(out) == _bytes(whole)
+
+
+def test_a_signal_to_torchrun_ends_a_search_with_its_scores_kept(pruningnet: Path) -> None:
+    shutil.rmtree(pruningnet / "scores", ignore_errors=True)
+    out = pruningnet.parent / "stopped"
+    process = evolve(2, *LONGER, "--run", pruningnet, "--out", out)
+    _wait_for_generation(process, out, 1)
+    ranks = _ranks_of(process)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=30)
+    assert "stopped; everything done so far is saved" in complaint
+    assert not any(line.startswith("error: ") for line in complaint.splitlines())
+    assert not any(Path(f"/proc/{process_id}").exists() for process_id in ranks.values())
+    assert 1 <= _generation(out) < 8, "the search ended before the signal: nothing was tested"
+    cached = next((pruningnet / "scores").iterdir()).read_text().splitlines()
+    assert len(cached) >= len(_rows(out))
+
+
+def _rows(search: Path) -> list[dict[str, str]]:
+    heading, *lines = (search / "candidates.csv").read_text().splitlines()
+    return [dict(zip(heading.split(","), line.split(","), strict=True)) for line in lines]
+
+
+def _bytes(search: Path) -> list[bytes]:
+    return [(search / name).read_bytes() for name in FILES]
+
+
+def _generation(search: Path) -> int:
+    state = search / "state.json"
+    return int(json.loads(state.read_text())["generation"]) if state.exists() else 0
+
+
+def _wait_for_generation(process: subprocess.Popen[str], search: Path, generation: int) -> None:
+    while process.poll() is None and _generation(search) < generation:
+        time.sleep(0.02)
+
+
+def _ranks_of(launcher: subprocess.Popen[str]) -> dict[int, int]:
+    """The process of each rank."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    found = {}
+    for child in children:
+        for variable in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            if variable.startswith(b"RANK="):
+                found[int(variable[5:])] = int(child)
+    return found
