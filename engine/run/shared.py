@@ -62,7 +62,7 @@ def facts(scoring: Scoring) -> dict[str, str]:
     """What must be the same on all ranks for them to compute the same, bit for bit."""
     pixels = scoring.images.calibration_NCHW.cpu().numpy().tobytes()
     known = {name: str(value) for name, value in scoring.key.items()}
-    known |= {"calibration images": hashlib.sha256(pixels).hexdigest(), "torch": torch.__version__}
+    known |= {"calibration batch": hashlib.sha256(pixels).hexdigest(), "torch": torch.__version__}
     if scoring.device.type == "cuda":
         return {**known, "processor": torch.cuda.get_device_name(scoring.device)}
     kernels = backends.extension.build_info()["instruction_set"] if backends.extension else "no C++ kernels"

@@ -9,17 +9,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import sklearn.datasets
-import torch
 import torch.distributed as dist
+import torch.fx.experimental.symbolic_shapes  # noqa: F401  the first checked op would import it, in every search
+from torch import Tensor
 
 from engine import evolve
-from engine.run import front, ranks
+from engine.data import Data
+from engine.population import Scores, ScoringImages
+from engine.run import ranks
 from engine.run.command import run_command
 
 
@@ -30,12 +34,33 @@ def break_scoring() -> None:
     evolve.score_passes = score_passes  # type: ignore[assignment]
 
 
-# What commands import when they need it.
-PRELOADED = (sklearn.datasets, front)
+def die_in_the_third_generation() -> None:
+    score_passes, asked = evolve.score_passes, [0]
+
+    def mortal(*arguments: Any) -> Iterator[tuple[Tensor, Scores]]:
+        asked[0] += 1
+        if asked[0] == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return score_passes(*arguments)
+
+    evolve.score_passes = mortal  # type: ignore[assignment]
+
+
+def look_at_other_images() -> None:
+    scoring_images = evolve.scoring_images
+
+    def brighter(data: Data, calibration_images: int) -> ScoringImages:
+        images = scoring_images(data, calibration_images)
+        return replace(images, calibration_NCHW=images.calibration_NCHW + 0.01)
+
+    evolve.scoring_images = brighter
+
+
 ODD: dict[str, Callable[[], object]] = {
     "": lambda: None,
-    "version": lambda: setattr(torch, "__version__", "0.1"),
+    "images": look_at_other_images,
     "scoring": break_scoring,
+    "death": die_in_the_third_generation,
 }
 
 

@@ -30,11 +30,12 @@ def small(population: int, mutants: int, crossovers: int, generations: int = 2) 
 
 
 class Plan(NamedTuple):
-    """A search on so many ranks; ``odd`` is what is wrong with rank 1."""
+    """A search on so many ranks; ``odd`` is what is wrong with rank 1; ``out`` is of another search to resume."""
 
     ranks: int
     arguments: tuple[str, ...]
     odd: str = ""
+    out: str = ""
 
 
 class Printed(NamedTuple):
@@ -56,10 +57,16 @@ SAME = {
 REFUSED = {
     "a budget that nothing fits": Plan(2, ("--flops", "1M", *SHARED)),
     "an unknown option": Plan(2, ("--population-count", "3")),
-    "another version of torch on one rank": Plan(2, ("--flops", "300M", *SHARED), "version"),
+    "other images on one rank": Plan(2, ("--flops", "300M", *SHARED), "images"),
 }
 HELP = {"help": Plan(2, ("--help",))}
-BROKEN = {"a rank that cannot score": Plan(3, ("--flops", "300M", *small(4, 1, 2)), "scoring")}
+LONGER = ("--flops", "300M", *small(6, 2, 2, 8))
+BROKEN = {
+    "a rank that cannot score": Plan(3, LONGER, "scoring"),
+    "a rank that dies": Plan(3, LONGER, "death"),
+}
+RESUMED = {"resumed": Plan(2, (*LONGER, "--resume"), out="a rank that dies")}
+PLANS = {**SAME, **REFUSED, **HELP, **BROKEN, **RESUMED}
 
 
 def torchrun(ranks: int, *arguments: object) -> subprocess.Popen[str]:
@@ -85,20 +92,19 @@ def pruningnet(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def printed(pruningnet: Path) -> dict[str, list[Printed]]:
     """All searches of the tables above, done: what each rank printed."""
     folder = pruningnet.parent
-    plans = {**SAME, **REFUSED, **HELP, **BROKEN}
     listed = [
         {
             "name": name, "ranks": plan.ranks, "odd": plan.odd, "scores": str(pruningnet / "scores"),
-            "arguments": [*plan.arguments, "--run", str(pruningnet), "--out", str(folder / "several" / name)],
+            "arguments": [*plan.arguments, "--run", str(pruningnet), "--out", str(folder / "several" / (plan.out or name))],
         }
-        for name, plan in plans.items()
+        for name, plan in PLANS.items()
     ]  # fmt: skip
     (folder / "plans.json").write_text(json.dumps(listed))
     process = torchrun(3, Path(__file__).with_name("ranks_in_turn.py"), folder / "plans.json")
     _, complaint = process.communicate(timeout=120)
     assert process.returncode == 0, complaint
     result = {}
-    for name, plan in plans.items():
+    for name, plan in PLANS.items():
         texts = [(folder / f"{name}.{rank}").read_text().splitlines() for rank in range(plan.ranks)]
         result[name] = [Printed([line for line in lines[:-1] if line.strip()], int(lines[-1])) for lines in texts]
     return result
@@ -110,6 +116,12 @@ def one_process(pruningnet: Path, name: str, *arguments: object) -> Path:
     shutil.rmtree(pruningnet / "scores", ignore_errors=True)
     assert run("evolve", *arguments, "--run", pruningnet, "--out", out) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def whole(pruningnet: Path) -> Path:
+    """The longer search, uninterrupted."""
+    return one_process(pruningnet, "whole", *LONGER)
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -124,7 +136,7 @@ def test_several_processes_write_the_bytes_of_one(
     assert (len(images) > 1) == ("race" in name), "a race stops some candidates early"
 
 
-@pytest.mark.parametrize("name", {**SAME, **REFUSED, **HELP, **BROKEN})
+@pytest.mark.parametrize("name", PLANS)
 def test_only_rank_0_prints(name: str, printed: dict[str, list[Printed]]) -> None:
     first, *others = printed[name]
     assert first.lines
@@ -141,8 +153,8 @@ def test_bad_input_ends_all_ranks_with_one_line_and_nothing_written(
 
 
 def test_ranks_that_would_compute_something_else_are_named(printed: dict[str, list[Printed]]) -> None:
-    line = printed["another version of torch on one rank"][0].lines[-1]
-    assert line.startswith("error: rank 1 has another torch than rank 0 (0.1 instead of ")
+    line = printed["other images on one rank"][0].lines[-1]
+    assert line.startswith("error: rank 1 has another calibration batch than rank 0 (")
 
 
 def test_help_ends_all_ranks(printed: dict[str, list[Printed]]) -> None:
@@ -155,11 +167,19 @@ def test_what_went_wrong_on_another_rank_is_said_in_one_line(printed: dict[str, 
     assert outcome[0].lines[-1].startswith("error: rank 1: RuntimeError: a cable is loose")
 
 
-LONGER = ("--flops", "300M", *small(6, 2, 2, 8))
+def test_a_rank_that_dies_ends_the_others_without_torchrun_and_several_processes_resume(
+    pruningnet: Path, printed: dict[str, list[Printed]], whole: Path
+) -> None:
+    first, *others = printed["a rank that dies"]
+    assert first.lines[-1].startswith("error: rank 1 died; everything done so far is saved")
+    assert [first.status, *(rank.status for rank in others)] == [1, -signal.SIGKILL, 1]
+    assert any(line.startswith("generation 2/8") for line in first.lines)
+    assert not any(line.startswith("generation 1/8") for line in printed["resumed"][0].lines)
+    assert [rank.status for rank in printed["resumed"]] == [0, 0]
+    assert _bytes(pruningnet.parent / "several" / "a rank that dies") == _bytes(whole)
 
 
-def test_a_rank_that_dies_ends_the_search_which_one_or_several_processes_resume(pruningnet: Path) -> None:
-    whole = one_process(pruningnet, "long", *LONGER)
+def test_a_rank_that_dies_ends_the_search_under_torchrun_and_one_process_resumes(pruningnet: Path, whole: Path) -> None:
     shutil.rmtree(pruningnet / "scores")
     out = pruningnet.parent / "killed"
     arguments = (*LONGER, "--run", pruningnet, "--out", out)
@@ -173,16 +193,6 @@ def test_a_rank_that_dies_ends_the_search_which_one_or_several_processes_resume(
     assert errors[0].startswith("error: rank 1 died; everything done so far is saved")
     assert 2 <= _generation(out) < 8, "the search ended before the rank was killed: nothing was tested"
 
-    copied = pruningnet.parent / "copied"
-    for folder in (out, pruningnet / "scores"):
-        shutil.copytree(folder, copied / folder.name)
-    process = evolve(2, *arguments, "--resume")
-    assert (process.communicate(timeout=60), process.returncode)[1] == 0
-    assert _bytes(out) == _bytes(whole)
-
-    for folder in (out, pruningnet / "scores"):
-        shutil.rmtree(folder)
-        shutil.copytree(copied / folder.name, folder)
     assert run("evolve", *arguments, "--resume") == 0
     assert _bytes(out) == _bytes(whole)
 
