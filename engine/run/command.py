@@ -65,7 +65,6 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        ranks.check_alive()
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
@@ -79,8 +78,9 @@ class Interruption:
         self.stop_if_asked()
 
     def stop_if_asked(self, save: Callable[[], object] = lambda: None) -> None:
-        """Call between steps. When a signal came, save and raise `Interrupted`."""
+        """Call between steps. When a signal came, save and raise `Interrupted`, or `RankError` if it came of that."""
         if self.received is not None:
+            ranks.check_alive()
             save()
             raise Interrupted(self.received)
 

@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -35,7 +35,7 @@ from kernels.backends import BackendError
 
 # Ranks wait for each other as long as they live.
 PATIENCE = timedelta(days=100)
-# Seconds a rank told to end may take over its step: torchrun kills after 30.
+# Seconds that rank 0 may take over its step when it is to end: torchrun kills after 30.
 GRACE = 20
 # Seconds within which the end of a rank shows in its connections.
 NOTICE = 0.2
@@ -108,8 +108,8 @@ class Leader:
         self.store, self.rank, self.size = store, rank, size
         self.inbox: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self.readers: list[threading.Thread] = []
-        self.gone: set[int] = set()
-        self.resumable = False
+        self.gone: list[int] = []
+        self.resumable = self.ended = False
 
     def begin(self, options: Any, device: torch.device) -> None:
         """Let the other ranks begin, and connect to them."""
@@ -125,7 +125,8 @@ class Leader:
         try:
             _send(rank, work)
         except RuntimeError:
-            self.gone.add(rank)
+            time.sleep(NOTICE)
+            self.gone.append(rank)
             self.check_alive()
 
     def answer(self) -> tuple[int, Any]:
@@ -146,29 +147,45 @@ class Leader:
     def check_alive(self) -> None:
         """Raise `RankError` if a connection was closed."""
         if self.gone:
-            saved = "; everything done so far is saved: the same command with --resume goes on, on any number of ranks"
-            raise RankError(f"rank {min(self.gone)} died{saved if self.resumable else ': start again'}")
+            raise RankError(self._obituary())
+
+    def _obituary(self) -> str:
+        # The first one gone: others end because of it.
+        saved = "; everything done so far is saved: the same command with --resume goes on, on any number of ranks"
+        return f"rank {self.gone[0]} died{saved if self.resumable else ': start again'}"
 
     def end(self, status: int) -> None:
         """Let the other ranks end with this exit status."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.ended = True
         if not self.readers:
             self.store.set("begin", pickle.dumps(status))
-        for rank in range(1, len(self.readers) + 1):
-            try:
-                _send(rank, status)
-            except RuntimeError:
-                self.gone.add(rank)
-        for reader in self.readers:
-            reader.join(NOTICE)
+        others = range(1, len(self.readers) + 1)
+        tellers = [threading.Thread(target=self._tell, args=(rank, status), daemon=True) for rank in others]
+        for thread in tellers:
+            thread.start()
+        for thread in tellers:
+            thread.join(GRACE / 4)
+        for thread in self.readers:
+            thread.join(NOTICE)
+
+    def _tell(self, rank: int, status: int) -> None:
+        # It may have ended already.
+        with suppress(RuntimeError):
+            _send(rank, status)
 
     def _read(self, rank: int, device: torch.device) -> None:
         try:
             while True:
                 self.inbox.put((rank, _receive(rank, device)))
         except Exception:
-            self.gone.add(rank)
+            self.gone.append(rank)
             self.inbox.put((rank, None))
+        if not self.ended:
+            # The command learns of it when it next waits for an answer; it may be long about its own work.
+            time.sleep(GRACE)
+            os.write(sys.stderr.fileno(), f"\nerror: {self._obituary()}\n".encode())
+            os._exit(1)
 
 
 _leader: Leader | None = None

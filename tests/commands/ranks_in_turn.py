@@ -71,7 +71,7 @@ def search(plan: dict[str, Any], rank: int, output: Path) -> int:
     # They all share the store of torchrun, each search under a name of its own.
     store, *_ = next(dist.rendezvous("env://"))
     met = (dist.PrefixStore(plan["name"], store), rank, plan["ranks"])
-    dist.rendezvous = lambda *_, **__: iter([met])  # type: ignore[attr-defined]
+    dist.rendezvous = lambda *_, **__: iter([met])
     if rank == 1:
         ODD[plan["odd"]]()
     return ranks.launch(lambda: run_command(evolve.main, evolve.Evolve, plan["arguments"]), evolve.assist)

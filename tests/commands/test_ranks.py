@@ -92,10 +92,11 @@ def pruningnet(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def printed(pruningnet: Path) -> dict[str, list[Printed]]:
     """All searches of the tables above, done: what each rank printed."""
     folder = pruningnet.parent
+    several = folder / "several"
     listed = [
         {
             "name": name, "ranks": plan.ranks, "odd": plan.odd, "scores": str(pruningnet / "scores"),
-            "arguments": [*plan.arguments, "--run", str(pruningnet), "--out", str(folder / "several" / (plan.out or name))],
+            "arguments": [*plan.arguments, "--run", str(pruningnet), "--out", str(several / (plan.out or name))],
         }
         for name, plan in PLANS.items()
     ]  # fmt: skip
