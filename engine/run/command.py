@@ -145,7 +145,10 @@ def use_device(name: str, backend: str) -> torch.device:
     backends.use(backend)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and ranks.is_launched():
+    several = ranks.is_launched()
+    if several and name.startswith("cuda:"):
+        raise UserError(f"--device {name}: every rank takes a GPU of its own; choose cuda, auto or cpu")
+    if several and name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
@@ -154,9 +157,8 @@ def use_device(name: str, backend: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: choose auto, cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} usable GPUs; choose cpu or auto"
-        )
+        advice = "start no more ranks on it, or choose cpu" if several else "choose cpu or auto"
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} usable GPUs; {advice}")
     if device.index is not None:
         torch.cuda.set_device(device)
     return device

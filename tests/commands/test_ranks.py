@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from small_runs import ROOT, run
+
+from engine.errors import UserError
+from engine.evolve import assist
+from engine.run import ranks
+from engine.run.command import use_device
 
 torch_distributed = pytest.importorskip("torch.distributed")
 pytestmark = pytest.mark.skipif(not torch_distributed.is_available(), reason="torch was built without distributed")
@@ -51,7 +57,6 @@ SAME = {
     "two candidates for three ranks": Plan(3, ("--flops", "300M", *small(2, 1, 1))),
     "one candidate for three ranks": Plan(3, ("--flops", "300M", *small(1, 1, 0))),
     "a race": Plan(3, ("--flops", "300M", "--race", "0.5", *small(4, 1, 2, 3))),
-    "a race with fewer candidates than ranks": Plan(3, ("--flops", "300M", "--race", "0.5", *small(2, 1, 1, 3))),
     "a Pareto search": Plan(2, ("--objectives", "accuracy,flops", *small(4, 1, 2))),
 }
 REFUSED = {
@@ -60,7 +65,7 @@ REFUSED = {
     "other images on one rank": Plan(2, ("--flops", "300M", *SHARED), "images"),
 }
 HELP = {"help": Plan(2, ("--help",))}
-LONGER = ("--flops", "300M", *small(6, 2, 2, 8))
+LONGER = ("--flops", "300M", *small(4, 1, 2, 8))
 BROKEN = {
     "a rank that cannot score": Plan(3, LONGER, "scoring"),
     "a rank that dies": Plan(3, LONGER, "death"),
@@ -203,15 +208,38 @@ def test_a_signal_to_torchrun_ends_a_search_with_its_scores_kept(pruningnet: Pat
     out = pruningnet.parent / "stopped"
     process = evolve(2, *LONGER, "--run", pruningnet, "--out", out)
     _wait_for_generation(process, out, 1)
-    ranks = _ranks_of(process)
+    processes = _ranks_of(process)
     process.send_signal(signal.SIGINT)
     _, complaint = process.communicate(timeout=30)
     assert "stopped; everything done so far is saved" in complaint
     assert not any(line.startswith("error: ") for line in complaint.splitlines())
-    assert not any(Path(f"/proc/{process_id}").exists() for process_id in ranks.values())
+    assert not any(Path(f"/proc/{process_id}").exists() for process_id in processes.values())
     assert 1 <= _generation(out) < 8, "the search ended before the signal: nothing was tested"
     cached = next((pruningnet / "scores").iterdir()).read_text().splitlines()
     assert len(cached) >= len(_rows(out))
+
+
+@pytest.mark.parametrize("size", [None, "1"])
+def test_a_single_process_meets_nobody(size: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if size:
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", size)
+
+    def command() -> int:
+        assert ranks.leader() is None
+        return 7
+
+    assert ranks.launch(command, assist) == 7
+    assert not torch_distributed.is_initialized()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 3, reason="there is a fourth GPU")
+@pytest.mark.parametrize(("device", "says"), [("cuda", "cuda:3: this machine has"), ("cuda:0", "a GPU of its own")])
+def test_every_rank_takes_the_gpu_of_its_number(device: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=says):
+        use_device(device, "auto")
 
 
 def _rows(search: Path) -> list[dict[str, str]]:
