@@ -18,29 +18,27 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from engine.errors import UserError
 from engine.evolution import SearchSettings, initial_state
 from engine.memory import parse_memory
 from engine.metatrain import DEFAULT_RUN, run_option
-from engine.population import Scores, score_passes, scoring_images
-from engine.pruningnet import PruningNet
-from engine.racing import Race
 from engine.run import directory, ranks
 from engine.run.command import run_command, use_device
 from engine.run.limits import LimitOptions, checked_budget, feasibility
-from engine.run.opened import PruningNetRun, open_run
+from engine.run.opened import open_run
 from engine.run.options import require_at_least
 from engine.run.scores import ScoreCache
+from engine.run.scoring import Precision, open_scoring
+from engine.run.scoring import Settings as ScoringSettings
 from engine.run.search import (
     Search,
     best_genome,
@@ -50,8 +48,7 @@ from engine.run.search import (
     uniform_structure,
 )
 from engine.run.search_state import Identity, load_state
-from engine.run.shared import Scoring, serve, shared_scorer
-from engine.run.training import keep_freed_memory
+from engine.run.shared import serve, shared_scorer
 from engine.run.verified import report_latencies
 from engine.space.budget import Budget, Quantity, quantities
 from engine.space.costs import DEFAULT_RESOLUTION, Convention, CostModel, cost_model
@@ -59,9 +56,6 @@ from engine.space.latency_table import LatencyTable, load_latency_table
 from engine.space.structure import Structure
 
 PAPER = SearchSettings()
-
-Precision = Literal["fp32", "bf16"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +120,7 @@ def main(options: Evolve) -> None:
     budget = checked_budget(limits, costs.space, device)
     directory.check_output(out, options.resume, options.overwrite)
     ranks.begin(options, device)
-    net, scoring = _open_scoring(options, run, device, memory)
+    scoring = open_scoring(run, device, memory, ScoringSettings.of(vars(options)))
     if run.steps_left:
         console.print(f"note: this PruningNet is not finished; {run.steps_left} steps of its training are missing")
 
@@ -143,7 +137,19 @@ def main(options: Evolve) -> None:
         directory.start_output(out, options, identity)
     cache = ScoreCache(run.folder, scoring.key, len(scoring.images.subset))
     search = Search(
-        settings, costs, known, budget, pareto, options.race, run, net, scoring.images, cache, scorer, out, identity
+        settings,
+        costs,
+        known,
+        budget,
+        pareto,
+        options.race,
+        run,
+        scoring.net,
+        scoring.images,
+        cache,
+        scorer,
+        out,
+        identity,
     )
     state = run_generations(search, state or initial_state(len(costs.space.genes), options.seed, device), console)
 
@@ -165,25 +171,9 @@ def main(options: Evolve) -> None:
 def assist(options: Evolve, next_work: Callable[[], Any], answer: Callable[[Any], None]) -> None:
     """What the other ranks do: score for rank 0."""
     device = use_device(options.device, options.backend)
-    _, scoring = _open_scoring(options, open_run(options.run), device, parse_memory(options.memory, device))
+    memory = parse_memory(options.memory, device)
+    scoring = open_scoring(open_run(options.run), device, memory, ScoringSettings.of(vars(options)))
     serve(scoring, next_work, answer)
-
-
-def _open_scoring(options: Evolve, run: PruningNetRun, device: torch.device, memory: int) -> tuple[PruningNet, Scoring]:
-    """The PruningNet, and how it scores with the images of its run."""
-    data = run.data(device)
-    images = scoring_images(data, options.calibration_images)
-    keep_freed_memory()
-    net = run.net(device, options.divisor).to_precision(DTYPES[options.precision])
-    key: Identity = {
-        "pruningnet": run.digest, "splits": data.splits.digest, "calibration": len(images.calibration_NCHW),
-        "precision": options.precision, "device": device.type, "backend": options.backend, "divisor": options.divisor,
-    }  # fmt: skip
-
-    def score(genome_PG: Tensor, race: Race | None, positions: Tensor | None) -> Iterator[tuple[Tensor, Scores]]:
-        return score_passes(net, genome_PG, images, memory, race, positions)
-
-    return net, Scoring(score, images, key, device)
 
 
 def _latency_table(options: Evolve, costs: CostModel) -> LatencyTable | None:

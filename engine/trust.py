@@ -23,20 +23,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from engine import population
-from engine.data import Data
 from engine.errors import UserError
-from engine.evolve import DTYPES
-from engine.files import sha256_json
+from engine.files import sha256_file, sha256_json
 from engine.memory import parse_memory
 from engine.repeated_training import train_repeatedly
 from engine.retrain import from_scratch
 from engine.run import directory
 from engine.run.command import Interruption, run_command, use_device
-from engine.run.finished_search import FinishedSearch, open_search
 from engine.run.opened import PruningNetRun, open_run
 from engine.run.options import TrainingOptions, require_at_least
 from engine.run.scores import ScoreCache
+from engine.run.scoring import Scoring, Settings, open_scoring
+from engine.run.searched import CANDIDATES, Search, load_search
 from engine.run.subjects import choose_subjects
 from engine.run.training import Training, keep_freed_memory
 from engine.run.trust_report import print_report, trust_report, write_report
@@ -70,13 +68,13 @@ def main(options: Trust) -> None:
     options.check()
     require_at_least(options, {"structures": 1, "seeds": 1})
     run = open_run(options.run or options.search.parent)
-    search = open_search(options.search, run)
-    device = use_device(options.device, search.scoring.backend)
+    search = _open_search(options.search, run)
+    settings = Settings.of(search.options)
+    device = use_device(options.device, settings.backend)
     memory = parse_memory(options.memory, device)
-    dtype = _dtype(search)
     data = run.data(device)
     keep_freed_memory()
-    training = from_scratch(options, search.best, out, data)
+    training = from_scratch(options, search.structure, out, data)
     training.check_disk_space()
     identity = _identity(search, run, training)
     if options.resume:
@@ -86,7 +84,7 @@ def main(options: Trust) -> None:
 
     subjects = choose_subjects(
         search, options.structures, options.seed,
-        lambda genome_PG: score_as_searched(search, run, data, genome_PG, dtype, memory, console),
+        lambda genome_PG: _score(open_scoring(run, device, memory, settings), run.folder, genome_PG, console),
     )  # fmt: skip
     for subject in subjects:
         subject.structure.save(out / subject.name / "structure.json")
@@ -98,11 +96,19 @@ def main(options: Trust) -> None:
     print(f"report: {out / 'trust.json'}")
 
 
-def _identity(search: FinishedSearch, run: PruningNetRun, training: Training) -> dict[str, Any]:
+def _open_search(folder: Path, run: PruningNetRun) -> Search:
+    """The finished search in a folder, made with the PruningNet of this run."""
+    search = load_search(folder)
+    if search.structure.pruningnet != run.digest:
+        raise UserError(f"{folder} was searched with another PruningNet than {run.folder} holds: give its --run")
+    return search
+
+
+def _identity(search: Search, run: PruningNetRun, training: Training) -> dict[str, Any]:
     """What the report is of: a resumed command must find the same."""
     return {
-        "candidates": search.digest,
-        "scored": search.candidates,
+        "candidates": sha256_file(search.folder / CANDIDATES),
+        "scored": len(search.candidates),
         "pruningnet": run.digest,
         "splits": training.data.splits.digest,
         "recipe": sha256_json([dataclasses.asdict(training.recipe), training.steps]),
@@ -117,43 +123,19 @@ def _check_identity(identity: dict[str, Any], out: Path) -> None:
             raise UserError(f"{out} is of another {name}: restore what it was, or start anew with --overwrite")
 
 
-def _dtype(search: FinishedSearch) -> torch.dtype:
-    """What weights and activations were when structures were scored."""
-    for name, dtype in DTYPES.items():
-        if name == search.scoring.precision:
-            return dtype
-    raise UserError(f"{search.folder} was scored in precision {search.scoring.precision!r}: choose {', '.join(DTYPES)}")
+def _score(scoring: Scoring, folder: Path, genome_PG: Tensor, console: Console) -> tuple[Tensor, Tensor]:
+    """Correct images and loss of genomes, on the CPU, as a search with this scoring would have them.
 
-
-def score_as_searched(
-    search: FinishedSearch,
-    run: PruningNetRun,
-    data: Data,
-    genome_PG: Tensor,
-    dtype: torch.dtype,
-    memory: int,
-    console: Console,
-) -> tuple[Tensor, Tensor]:
-    """Correct images and loss of genomes, on the CPU, by the PruningNet and settings of a search.
-
-    What was scored before comes from the run's cache, which also keeps what a signal interrupts. Raises `UserError`
-    if the search was not scored on these images.
+    What was scored before comes from the run's cache, which also keeps what a signal interrupts.
     """
-    scoring, genome_PG = search.scoring, genome_PG.to(data.device)
-    images = population.scoring_images(data, scoring.calibration_images)
-    if len(images.subset) != search.images:
-        raise UserError(f"{search.folder} scored on {search.images} images, {run.folder} has {len(images.subset)}")
-    key: dict[str, str | int] = {
-        "pruningnet": run.digest, "splits": data.splits.digest, "calibration": len(images.calibration_NCHW),
-        "precision": scoring.precision, "device": data.device.type, "backend": scoring.backend,
-    }  # fmt: skip
-    net, cache = run.net(data.device).to_precision(dtype), ScoreCache(run.folder, key)
+    genome_PG = genome_PG.to(scoring.device)
+    cache = ScoreCache(folder, scoring.key, len(scoring.images.subset))
     with Interruption() as interruption, _progress(console) as progress:
         task = progress.add_task("random candidate", total=len(genome_PG))
-        for count in cache.score_missing(net, genome_PG, images, memory):
+        for count in cache.score_missing(scoring.score, genome_PG):
             progress.update(task, advance=count)
             interruption.stop_if_asked()
-    correct, loss = cache.lookup(genome_PG)
+    correct, loss, _ = cache.lookup(genome_PG)
     return correct.cpu(), loss.cpu()
 
 

@@ -84,8 +84,8 @@ class Front(Scored):
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Bounds of one cost, in MACs, parameters, bytes or milliseconds; None where there is none."""
+class Bounds:
+    """Of one cost, in MACs, parameters, bytes or milliseconds; None where there is none."""
 
     name: str
     low: float | None
@@ -94,11 +94,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class Search:
-    """A finished search. ``row`` is that of its ``structure`` among the ``candidates``."""
+    """A finished search. ``row`` is that of its ``structure`` among the ``candidates``.
+
+    ``latency_table`` is the digest of the table it searched by, if any.
+    """
 
     folder: Path
     options: dict[str, Any]
-    budgets: tuple[Budget, ...]
+    budgets: tuple[Bounds, ...]
     objectives: tuple[str, ...]
     costs: CostModel
     structure: Structure
@@ -107,6 +110,7 @@ class Search:
     row: int
     front: Front | None
     state_digest: str
+    latency_table: str | None
 
 
 def is_search(folder: Path) -> bool:
@@ -153,6 +157,7 @@ def load_search(folder: Path) -> Search:
         row=row,
         front=_read_front(folder / FRONT, costs) if (folder / FRONT).is_file() else None,
         state_digest=state_digest,
+        latency_table=config["resolved"].get("latency_table"),
     )
 
 
@@ -168,7 +173,7 @@ def _check_score(path: Path, structure: Structure | None, found: Structure) -> N
         raise UserError(f"{path} has no score: search again")
 
 
-def _budgets(path: Path, resolved: dict[str, Any]) -> tuple[Budget, ...]:
+def _budgets(path: Path, resolved: dict[str, Any]) -> tuple[Bounds, ...]:
     tables = resolved.get("budget", {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise UserError(f"{path}: its budget is not written as this version does: search again")
@@ -176,7 +181,7 @@ def _budgets(path: Path, resolved: dict[str, Any]) -> tuple[Budget, ...]:
         bounds = [table[key] for key in ("low", "high") if key in table]
         if name not in COST_COLUMNS or not all(type(n) in (int, float) and 0 <= n < math.inf for n in bounds):
             raise UserError(f"{path}: {name!r} is no budget; known are {', '.join(COST_COLUMNS)}")
-    return tuple(Budget(name, table.get("low"), table.get("high")) for name, table in tables.items())
+    return tuple(Bounds(name, table.get("low"), table.get("high")) for name, table in tables.items())
 
 
 def _objectives(path: Path, resolved: dict[str, Any]) -> tuple[str, ...]:

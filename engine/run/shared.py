@@ -8,30 +8,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.population import Scores, ScoringImages
+from engine.population import Scores
 from engine.racing import Race
 from engine.run import ranks
 from engine.run.scores import Scorer
+from engine.run.scoring import Scoring
 from engine.run.shares import Joined, share_out
 from kernels import backends
-
-
-class Scoring(NamedTuple):
-    """How this process scores, ``score(genome_PG, race, positions)`` as in `score_passes`.
-
-    ``key`` says what a score depends on besides the genome.
-    """
-
-    score: Callable[[Tensor, Race | None, Tensor | None], Iterator[tuple[Tensor, Scores]]]
-    images: ScoringImages
-    key: Mapping[str, Any]
-    device: torch.device
 
 
 def shared_scorer(scoring: Scoring) -> Scorer:
@@ -41,7 +30,7 @@ def shared_scorer(scoring: Scoring) -> Scorer:
     """
     leader = ranks.leader()
     if leader is None:
-        return lambda genome_PG, race: scoring.score(genome_PG, race, None)
+        return scoring.score
     own = facts(scoring)
     for _ in range(1, leader.size):
         check_facts(own, *leader.answer())

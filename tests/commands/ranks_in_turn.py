@@ -23,7 +23,7 @@ from torch import Tensor
 from engine import evolve
 from engine.data import Data
 from engine.population import Scores, ScoringImages
-from engine.run import ranks
+from engine.run import ranks, scoring
 from engine.run.command import run_command
 
 
@@ -31,11 +31,11 @@ def break_scoring() -> None:
     def score_passes(*_: Any) -> NoReturn:
         raise RuntimeError("a cable is loose")
 
-    evolve.score_passes = score_passes  # type: ignore[assignment]
+    scoring.score_passes = score_passes  # type: ignore[assignment]
 
 
 def die_in_the_third_generation() -> None:
-    score_passes, asked = evolve.score_passes, [0]
+    score_passes, asked = scoring.score_passes, [0]
 
     def mortal(*arguments: Any) -> Iterator[tuple[Tensor, Scores]]:
         asked[0] += 1
@@ -43,17 +43,17 @@ def die_in_the_third_generation() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return score_passes(*arguments)
 
-    evolve.score_passes = mortal  # type: ignore[assignment]
+    scoring.score_passes = mortal  # type: ignore[assignment]
 
 
 def look_at_other_images() -> None:
-    scoring_images = evolve.scoring_images
+    scoring_images = scoring.scoring_images
 
     def brighter(data: Data, calibration_images: int) -> ScoringImages:
         images = scoring_images(data, calibration_images)
         return replace(images, calibration_NCHW=images.calibration_NCHW + 0.01)
 
-    evolve.scoring_images = brighter
+    scoring.scoring_images = brighter
 
 
 ODD: dict[str, Callable[[], object]] = {
