@@ -4,7 +4,7 @@
     python -m engine.evolve --flops 280M:300M --params 2M --memory-peak 50%
     python -m engine.evolve --latency 8ms --latency-table table.json
     python -m engine.evolve --objectives accuracy,flops
-    torchrun --nproc-per-node=2 -m engine.evolve --flops 300M
+    torchrun --nproc-per-node=2 -m -- engine.evolve --flops 300M
 
 Needs a PruningNet from ``engine.metatrain``. Writes to its output folder
 

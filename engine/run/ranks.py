@@ -1,6 +1,9 @@
 """One command as several processes: rank 0 runs it, and the others do what it asks of them.
 
     torchrun --nproc-per-node=4 -m engine.evolve --flops 300M
+    torchrun --nproc-per-node=4 -m -- engine.evolve --flops 300M --run RUN
+
+Without ``--`` torchrun takes ``--run`` for the beginning of an option of its own.
 
 Rank 0 alone reads the command line, writes files and prints. The others begin when it has checked its input (`begin`),
 answer what it sends, and end with it: with its exit status when it ends in order, else as soon as their connections
