@@ -34,7 +34,7 @@ def pad_channels(net: PrunedNet, convolutions: Sequence[Mapping[str, Any]], mult
     """The same function, of a network of these ``convolutions``, with every width a multiple of ``multiple``.
 
     The added channels have zero weights, so they stay zero and nothing reads them. Some runtimes are much faster so:
-    ONNX Runtime keeps its blocked layout only for multiples of four.
+    ONNX Runtime leaves its blocked layout for odd widths.
     """
     wide = PrunedNet(padded(convolutions, multiple), net.classifier.out_features)
     state = wide.state_dict()

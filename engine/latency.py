@@ -77,7 +77,7 @@ class Build(Options):
     resolution: int = DEFAULT_RESOLUTION
     """Image side in pixels."""
     pad: int | None = None
-    """Pad channels with zeros to a multiple of this (default: 4 for onnx, which is far slower without; else 1)."""
+    """Pad channels with zeros to a multiple of this (default: 1; for onnx 16 or 8, since others are far slower)."""
     points: int = 8
     """Widths at which a layer is measured, on each axis."""
     resume: bool = False
@@ -156,7 +156,7 @@ def build(options: Build) -> None:
 def _settings(options: Build) -> Settings:
     pad = options.pad
     if pad is None:
-        pad = RUNTIMES[options.runtime].pad if options.runtime in RUNTIMES else 1
+        pad = RUNTIMES[options.runtime].pad() if options.runtime in RUNTIMES else 1
     settings = Settings(options.runtime, options.device, options.batch, options.threads, options.resolution, pad)
     settings.check()
     return settings

@@ -72,7 +72,7 @@ def test_every_runtime_gives_the_answers_of_the_module(runtime: str) -> None:
     stem, last = tiny_network().convolutions[0], tiny_network().convolutions[-1]
     layers = [stem, {**last, "source": "stem", "in_channels": stem["out_channels"]}]
     network = Network(layers, 5, 32) if runtime == "torch-compile" else tiny_network()
-    program = prepare(network, Settings(runtime, resolution=32, batch=2, pad=RUNTIMES[runtime].pad))
+    program = prepare(network, Settings(runtime, resolution=32, batch=2, pad=RUNTIMES[runtime].pad()))
     first, again = (program.logits(program.call()) for _ in range(2))
     assert first.shape == (2, 5)
     assert torch.equal(first, again)
