@@ -64,33 +64,43 @@ def padded(convolutions: Sequence[Mapping[str, Any]], multiple: int) -> list[dic
     ]
 
 
-# Exported models without their weights, by everything but the widths. Exporting takes seconds, a width changes only the
-# shapes of weights.
+# Exported models without their weights, by their layers without sizes. Exporting takes seconds; sizes change only the
+# shapes of images and weights and the attributes of convolutions.
 _templates: dict[Any, Any] = {}
 
 
 def onnx_model(module: fx.GraphModule, images: Tensor) -> bytes:
     """The module as a serialised ONNX model for images of this shape."""
-    modules = [
-        (name, type(leaf), *((leaf.kernel_size, leaf.stride, leaf.groups > 1) if isinstance(leaf, nn.Conv2d) else ()))
-        for name, leaf in module.named_modules()
-    ]
-    key = (module.code, tuple(modules), tuple(images.shape), module.get_parameter("classifier.bias").shape)
+    leaves = dict(module.named_modules())
+    key = (
+        module.code,
+        tuple((name, type(leaf)) for name, leaf in leaves.items()),
+        module.get_parameter("classifier.bias").shape,
+    )
     if key not in _templates:
         _templates[key] = _exported(module, images)
     model, weights = _templates[key], dict(module.named_parameters())
     filled = type(model)()
     filled.CopyFrom(model)
+    for size, dimension in zip(images.shape, filled.graph.input[0].type.tensor_type.shape.dim, strict=True):
+        dimension.dim_value = size
+    filled.graph.output[0].type.tensor_type.shape.dim[0].dim_value = len(images)
     for initializer in filled.graph.initializer:
         if initializer.name in weights:
             weight = weights[initializer.name].contiguous()
             initializer.dims[:] = weight.shape
             initializer.raw_data = weight.numpy(force=True).tobytes()
-    shapes = {initializer.name: initializer.dims for initializer in filled.graph.initializer}
     for node in filled.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "group" and attribute.i > 1:
-                attribute.i = shapes[node.input[1]][0]
+        if node.op_type == "Conv":
+            conv = leaves[node.input[1].removesuffix(".weight")]
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(conv.padding, tuple)
+            sizes = {"kernel_shape": conv.kernel_size, "strides": conv.stride, "pads": conv.padding * 2}
+            for attribute in node.attribute:
+                if attribute.name in sizes:
+                    attribute.ints[:] = sizes[attribute.name]
+                elif attribute.name == "group":
+                    attribute.i = conv.groups
     return filled.SerializeToString()
 
 
