@@ -24,7 +24,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from engine.errors import UserError
 from engine.files import write_atomically
 from engine.reporting import commands, content, history
-from engine.reporting.trust import trust_tables
+from engine.reporting.trust import trust
 from engine.run.command import Options, run_command
 from engine.run.directory import CONFIG
 from engine.run.searched import is_finished, is_search, load_search
@@ -122,7 +122,7 @@ def section(folder: Path, key: str) -> dict[str, Any]:
         "layers": content.layers(search, key),
         "lineage": history.lineage(search, key),
         "effort": history.effort(search),
-        "trust": trust_tables(folder / "trust" / "trust.json"),
+        "trust": trust(folder / "trust" / "trust.json"),
         "made_by": commands.made_by(search, run, trained),
         "next": commands.to_run_next(search, run, trained),
         "digests": content.digests(search),

@@ -62,7 +62,7 @@ class Retrain(TrainingOptions):
     run: Path = DEFAULT_RUN
     """Run directory of the PruningNet: architecture, images and splits."""
     out: Path | None = None
-    """Output folder (default: retrained, beside structure.json; or RUN/uniform-BUDGET, RUN/full)."""
+    """Output folder (default: retrained or NAME-retrained beside the structure; RUN/uniform-BUDGET; RUN/full)."""
     flops_resolution: int = DEFAULT_RESOLUTION
     """Image side in pixels at which MACs of --uniform and --full are counted."""
 
@@ -112,7 +112,9 @@ def _what_and_where(options: Retrain, run: PruningNetRun) -> tuple[Structure, Pa
                 f"{options.structure} comes from other images, splits or another architecture than {options.run}: "
                 "give its own run directory with --run, or its test images would not be unseen"
             )
-        return structure, options.out or options.structure.parent / "retrained"
+        name = options.structure.stem
+        folder = "retrained" if name == "structure" else f"{name}-retrained"
+        return structure, options.out or options.structure.parent / folder
     space = run.space()
     costs = cost_model(space, options.flops_resolution)
     if options.uniform is not None:

@@ -90,7 +90,11 @@ def _race(search: Search, state: SearchState) -> Race | None:
     best = ranking(state.correct, state.loss)[: search.settings.parents]
     if search.race is None or len(best) < search.settings.parents or bool(state.loss[best].isnan().any()):
         return None
-    return Race(search.cache.right(state.genome_VG[best[-1]]), search.race)
+    bar_1G = state.genome_VG[best[-1:]]
+    # Known from its own generation, unless the scores were deleted since.
+    for _ in search.cache.score_missing(search.scorer, bar_1G):
+        pass
+    return Race(search.cache.right(bar_1G[0]), search.race)
 
 
 def _best_and_median(state: SearchState, last: int) -> tuple[int, float]:

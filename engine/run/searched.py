@@ -128,6 +128,8 @@ def load_search(folder: Path) -> Search:
 
     Raises `UserError` if it is not finished, a file is missing or damaged, or the files contradict each other.
     """
+    if not is_search(folder):
+        raise UserError(f"there is no search in {folder}: search with python -m engine.evolve, or give its folder")
     if not is_finished(folder):
         raise UserError(f"the search in {folder} is not finished: continue it with python -m engine.evolve --resume")
     config, state_digest = read_config(folder), _state_digest(folder / STATE)

@@ -5,8 +5,6 @@ Shape suffixes: M structures, K seeds, N test images, R replicates of the bootst
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,7 +17,8 @@ from rich.table import Table
 from torch import Tensor
 
 from engine.correlation import Estimate, estimate, half_width, kendall_tau, resolution, spearman_rho
-from engine.files import sha256_json, write_atomically
+from engine.errors import UserError
+from engine.files import csv_text, read_json, sha256_json, write_atomically
 from engine.run.subjects import CHOSEN, RANDOM, UNIFORM, Subject
 from engine.space.costs import format_count
 
@@ -94,59 +93,88 @@ def _difference(first: int, second: int, accuracy_MK: Tensor) -> Estimate:
 
 def write_report(report: dict[str, Any], out: Path) -> None:
     """Write ``trust.json``, and its structures as ``trust.csv``."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
     names = ("roles", "search_score", "macs", "parameters", "accuracy", "half_width", "accuracies", "genome")
-    writer.writerow(names)
-    for row in report["structures"]:
-        writer.writerow([" ".join(map(str, v)) if isinstance(v := row[name], list) else v for name in names])
-    write_atomically(out / "trust.csv", table.getvalue())
+    columns = {
+        name: [" ".join(map(str, v)) if isinstance(v := row[name], list) else v for row in report["structures"]]
+        for name in names
+    }
+    write_atomically(out / "trust.csv", csv_text(columns))
     write_atomically(out / "trust.json", json.dumps(report, indent=2) + "\n")
 
 
-def print_report(report: dict[str, Any], console: Console) -> None:
-    """Print the structures from best to worst, what they say, and what the test images can tell."""
-    seeds = len(report["structures"][0]["accuracies"])
-    table = Table(title="top-1 in percent, ± half a 95 % interval over seeds")
-    for heading in ("structure", "MACs", "search score", "test", "test of each seed"):
-        table.add_column(heading, justify="left" if heading == "structure" else "right", overflow="fold")
-    for row in sorted(report["structures"], key=lambda row: -row["accuracy"]):
-        half = "" if row["half_width"] is None else f" ± {100 * row['half_width']:.1f}"
-        table.add_row(
+def read_report(path: Path) -> dict[str, Any]:
+    """Read and verify a ``trust.json``. Raises `UserError` if it is damaged or of another version."""
+    content = read_json(path, "trust report")
+    digest = content.pop("digest", None)
+    if content.get("schema") != SCHEMA or digest != sha256_json(content):
+        raise UserError(f"{path} is damaged or of another version: run python -m engine.trust --overwrite")
+    return content
+
+
+# -- what a person reads: the same words in the terminal and in a report ---------------------------------------------
+
+STRUCTURES_TITLE = "trained from scratch: top-1 in percent, ± half a 95 % interval over seeds"
+STRUCTURE_HEADINGS = ("structure", "MACs", "search score", "test", "test of each seed")
+STATISTIC_HEADINGS = ("", "value", "95 % interval")
+
+
+def structure_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The structures from best to worst, under `STRUCTURE_HEADINGS`."""
+    return [
+        (
             ", ".join(row["roles"]),
             format_count(row["macs"]),
             f"{100 * row['search_score']:.1f}",
-            f"{100 * row['accuracy']:.1f}{half}",
+            f"{100 * row['accuracy']:.1f}" + ("" if row["half_width"] is None else f" ± {100 * row['half_width']:.1f}"),
             " ".join(f"{100 * accuracy:.1f}" for accuracy in row["accuracies"]),
         )
-    console.print(table)
+        for row in sorted(report["structures"], key=lambda row: -row["accuracy"])
+    ]
 
-    table = Table()
-    for heading in ("", "value", "95 % interval"):
-        table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
-    for name, predictor in (("search_score", "search score"), ("macs", "MACs")):
-        for statistic, symbol in (("kendall", "Kendall's τ"), ("spearman", "Spearman's ρ")):
-            found = report["correlation"][name][statistic]
-            table.add_row(f"{symbol}, {predictor} and test", *_shown(found, 1, "{:.2f}"))
-    table.add_row("regret: best here minus chosen, points", *_shown(report["regret"], 100, "{:.1f}"))
-    for role, found in report["chosen_minus"].items():
-        table.add_row(f"chosen minus {role}, points", *_shown(found, 100, "{:+.1f}"))
-    console.print(table)
 
+def statistic_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rank correlations, regret and gains, under `STATISTIC_HEADINGS`."""
+    rows: list[tuple[str, ...]] = [
+        (f"{symbol}, {predictor} and test", *_shown(report["correlation"][name][statistic], 1, "{:.2f}"))
+        for name, predictor in (("search_score", "search score"), ("macs", "MACs"))
+        for statistic, symbol in (("kendall", "Kendall's τ"), ("spearman", "Spearman's ρ"))
+    ]
+    rows.append(("regret: best here minus chosen, points", *_shown(report["regret"], 100, "{:.1f}")))
+    gains = report["chosen_minus"].items()
+    return rows + [(f"chosen minus {role}, points", *_shown(found, 100, "{:+.1f}")) for role, found in gains]
+
+
+def caveats(report: Mapping[str, Any]) -> list[str]:
+    """What the test images, and the seeds, cannot tell."""
     test = report["test"]
     images = f"{test['images']} test images"
     if test["originals"] < test["images"]:
         images += f", copies of {test['originals']} originals"
     error, difference = 100 * test["standard_error"], 100 * test["standard_error_of_difference"]
-    console.print(
+    said = [
         f"{images}: the standard error is {error:.2f} points of one accuracy and {difference:.2f} of a difference of "
         f"two structures, so that these images cannot tell structures apart that differ by less than "
-        f"{TELLS_APART * difference:.1f} points.",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if seeds == 1:
-        console.print("One seed gives no intervals: give --seeds 2 or more.", highlight=False, soft_wrap=True)
+        f"{TELLS_APART * difference:.1f} points."
+    ]
+    if len(report["structures"][0]["accuracies"]) == 1:
+        said.append("One seed gives no intervals: give --seeds 2 or more.")
+    return said
+
+
+def print_report(report: Mapping[str, Any], console: Console) -> None:
+    """Print the structures, what they say, and what they cannot tell."""
+    for title, headings, rows in (
+        (STRUCTURES_TITLE, STRUCTURE_HEADINGS, structure_rows(report)),
+        (None, STATISTIC_HEADINGS, statistic_rows(report)),
+    ):
+        table = Table(title=title)
+        for number, heading in enumerate(headings):
+            table.add_column(heading, justify="right" if number else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for sentence in caveats(report):
+        console.print(sentence, highlight=False, soft_wrap=True)
 
 
 def _shown(found: Mapping[str, float | None], scale: float, form: str) -> tuple[str, str]:

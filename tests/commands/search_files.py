@@ -15,6 +15,9 @@ from engine import report
 from engine.files import sha256_json
 from engine.run.command import run_command
 from engine.run.search_state import SCHEMA
+from engine.run.subjects import Subject
+from engine.run.trust_report import trust_report
+from engine.run.trust_report import write_report as write_trust_report
 from engine.space import architecture
 from engine.space.budget import uniform_genome
 from engine.space.costs import cost_model
@@ -78,6 +81,19 @@ def write_training(folder: Path, trained: Structure, correct: int, **options: ob
     result = {"test_correct": correct, "test_images": IMAGES, "steps": 30, "recipe": {"batch": 64}}
     (folder / "result.json").write_text(json.dumps({**result, "structure": trained.to_dict()["digest"]}))
     (folder / "config.toml").write_text(tomli_w.dumps({"options": options, "resolved": {}}))
+
+
+def write_trust(folder: Path, rows: list[Row], role: str = "median") -> dict[str, Any]:
+    """What `engine.trust` leaves of three structures and two seeds; returns its content."""
+    subjects = [
+        Subject(roles, structure(row["genome"], row["correct"]))
+        for roles, row in zip((("chosen",), (role,), ("uniform", "random-search")), rows[-3:], strict=True)
+    ]
+    dice = torch.Generator().manual_seed(0)
+    right_MKN = torch.rand(3, 2, IMAGES, generator=dice) < torch.tensor([0.9, 0.8, 0.7])[:, None, None]
+    report = trust_report(subjects, right_MKN, torch.arange(IMAGES) // 10, {"candidates": "ab" * 32})
+    write_trust_report(report, folder)
+    return report
 
 
 def write_report(*arguments: object) -> int:

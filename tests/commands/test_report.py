@@ -11,7 +11,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from search_files import COSTS, IMAGES, structure, winner, write_report, write_run, write_search, write_training
+from search_files import (
+    COSTS,
+    IMAGES,
+    structure,
+    winner,
+    write_report,
+    write_run,
+    write_search,
+    write_training,
+    write_trust,
+)
 from small_runs import ErrorLine, run
 
 from engine.reporting.lineage import ancestors, changes, diversity, main_line
@@ -205,14 +215,20 @@ def test_a_run_with_one_search_is_reported_as_that_search(search: Path) -> None:
     assert "finished searches" not in page_of(search.parent).text
 
 
-def test_whatever_a_trust_table_holds_is_shown(search: Path) -> None:
-    (search / "trust").mkdir()
-    content = {"schema": "s", "kendall_tau": 0.71234, "structures": [{"file": "a", "score": 0.5}, {"file": "b"}]}
-    (search / "trust/trust.json").write_text(json.dumps(content))
+def test_what_training_from_scratch_said_is_shown(search: Path, error_line: ErrorLine) -> None:
+    trust = write_trust(search / "trust", write_search(search.parent / "again"))
     page = page_of(search)
-    assert "kendall tau 0.7123" in page.text
-    assert ["a", "0.5"] in page.rows
-    assert ["b", "–"] in page.rows
+    chosen = next(row for row in trust["structures"] if row["roles"] == ["chosen"])
+    assert page.row("chosen")[2].startswith(f"{100 * chosen['accuracy']:.1f} ± ")
+    assert len(page.row("uniform, random-search")[-1].split()) == 2
+    tau = trust["correlation"]["search_score"]["kendall"]
+    shown = page.row("Kendall's τ, search score and test")
+    assert shown == [f"{tau['value']:.2f}", f"{tau['low']:.2f} to {tau['high']:.2f}"]
+    assert "360 test images, copies of 36 originals: the standard error is" in page.text
+    path = search / "trust/trust.json"
+    path.write_text(path.read_text().replace('"images": 360', '"images": 3600'))
+    assert write_report(search, "--overwrite") == 2
+    assert "trust.json is damaged" in error_line()
 
 
 def test_the_same_search_gives_the_same_bytes(search: Path) -> None:
@@ -237,9 +253,7 @@ def test_a_report_refers_to_nothing_outside_itself(tmp_path: Path) -> None:
 def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     hostile = "<script>alert('x')</script>\"&"
     folder = write_run(tmp_path / "<img onerror=x>") / "search"
-    write_search(folder, data=hostile)
-    (folder / "trust").mkdir()
-    (folder / "trust/trust.json").write_text(json.dumps({hostile: hostile, "rows": [{hostile: hostile}]}))
+    write_trust(folder / "trust", write_search(folder, data=hostile), role=hostile)
     page = page_of(folder)
     text = (folder / "report.html").read_text()
     assert "<script" not in text
