@@ -24,6 +24,7 @@ from kernels.functions import (
     ragged_max_pool,
     ragged_normalise,
     score_logits,
+    update_generators_,
 )
 from kernels.layout import (
     activation_slot,
@@ -53,5 +54,6 @@ __all__ = [
     "score_logits",
     "unpack_activations",
     "unpack_weights",
+    "update_generators_",
     "weight_slot",
 ]

@@ -93,7 +93,7 @@ def implementation(op: str, like: Tensor) -> Any:
 def report() -> str:
     """One line for every op and backend: available, or why not."""
     return "\n".join(
-        f"{op:<17} {backend:<10} {why_not(op, backend) or 'available'}" for op in OPS for backend in BACKENDS
+        f"{op:<18} {backend:<10} {why_not(op, backend) or 'available'}" for op in OPS for backend in BACKENDS
     )
 
 
@@ -108,7 +108,8 @@ def why_not(op: str, backend: str) -> str:
         return "" if _has_kernel(op, "CPU") else "this op has no C++ kernel yet"
     if not torch.cuda.is_available():
         return "no GPU"
-    written_in = "triton" if importlib.util.find_spec(f"kernels.{op}.triton") else "cuda"
+    # The trailing underscore of an op in place is not part of its stem.
+    written_in = "triton" if importlib.util.find_spec(f"kernels.{op.rstrip('_')}.triton") else "cuda"
     return "" if written_in == backend and _has_kernel(op, "CUDA") else f"this op has no {backend} kernel yet"
 
 

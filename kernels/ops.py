@@ -24,6 +24,7 @@ from kernels.ragged_depthwise.reference import ragged_depthwise_reference
 from kernels.ragged_max_pool.reference import ragged_max_pool_reference
 from kernels.ragged_normalise.reference import ragged_normalise_reference
 from kernels.score_logits.reference import score_logits_reference
+from kernels.update_generators.reference import update_generators_reference
 
 NAMESPACE = "metaprune"
 REFERENCE_NAMESPACE = "metaprune_reference"
@@ -35,6 +36,7 @@ OPS = (
     "ragged_normalise",
     "ragged_max_pool",
     "score_logits",
+    "update_generators_",
 )
 
 
@@ -251,4 +253,14 @@ _declare(
         labels.new_empty(channels.shape[0], labels.shape[0], dtype=torch.bool),
         labels.new_empty(channels.shape[0], labels.shape[0], dtype=torch.float64),
     ),
+)
+
+# Changes its first four arguments in place, outside of autograd: it is the step after the backward pass.
+_declare(
+    "update_generators_",
+    "Tensor(a!) basis, Tensor(b!) bias, Tensor(c!) basis_momentum, Tensor(d!) bias_momentum, Tensor codes, "
+    "Tensor[] grads, float lr, float momentum, float weight_decay",
+    "Tensor",
+    update_generators_reference,
+    lambda basis, bias, basis_momentum, bias_momentum, codes, *_: torch.empty_like(codes),
 )

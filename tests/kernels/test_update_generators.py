@@ -1,0 +1,252 @@
+"""update_generators_ against autograd's gradients given to torch.optim.SGD, in every instruction set here."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ragged import NAN, assert_as_exact_as_torch, one_kernel_for_all_examples, widths
+from torch import Tensor
+
+import kernels
+from kernels import backends
+from kernels.ops import overload
+
+OP = "update_generators_"
+
+
+@dataclass
+class Generator:
+    """The weight generator of one convolution, its optimizer's state and constants, and S crops `(O_s, I_s)`."""
+
+    basis: Tensor
+    bias: Tensor
+    basis_momentum: Tensor
+    bias_momentum: Tensor
+    crops: list[tuple[int, int]]
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+    @property
+    def state(self) -> tuple[Tensor, ...]:
+        return self.basis, self.bias, self.basis_momentum, self.bias_momentum
+
+    def to(self, dtype: torch.dtype) -> "Generator":
+        """A copy in another precision."""
+        return Generator(*(t.to(dtype, copy=True) for t in self.state), self.crops, *self.constants.values())
+
+    @property
+    def constants(self) -> dict[str, float]:
+        return {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
+
+    def random_factors(self) -> tuple[Tensor, list[Tensor]]:
+        """Codes `[S, H]` and gradients `[O_s, I_s, K]` in the dtype of the basis."""
+        dtype, (_, _, taps, hidden) = self.basis.dtype, self.basis.shape
+        codes = torch.randn(len(self.crops), hidden)
+        return codes.to(dtype), [torch.randn(o, i, taps).to(dtype) for o, i in self.crops]
+
+    def update(self, codes: Tensor, grads: list[Tensor]) -> Tensor:
+        """The step under test: the gradient of the codes."""
+        return kernels.update_generators_(*self.state, codes, grads, **self.constants)
+
+
+@st.composite
+def generators(draw: st.DrawFn, fresh: bool = False) -> Generator:
+    torch.manual_seed(draw(st.integers(0, 999)))
+    depthwise, count = draw(st.booleans()), draw(st.integers(1, 5))
+    hidden, taps = draw(st.sampled_from([1, 3, 8, 16, 17, 32, 37, 64])), draw(st.sampled_from([1, 9, 49]))
+    max_cin = 1 if depthwise else draw(st.sampled_from([1, 2, 7, 13, 33]))
+    max_cout = draw(st.sampled_from([1, 3, 16, 31]))
+    crops = list(zip(draw(widths(count, max_cout)), draw(widths(count, max_cin)), strict=True))
+    basis, bias = torch.randn(max_cout, max_cin, taps, hidden), torch.randn(max_cout, max_cin, taps)
+    momenta = (
+        (torch.zeros_like(basis), torch.zeros_like(bias)) if fresh else (torch.randn_like(t) for t in (basis, bias))
+    )
+    constants = (
+        draw(st.sampled_from([0.0, 0.03, 1.0])),
+        draw(st.sampled_from([0.0, 0.9])),
+        draw(st.sampled_from([0.0, 0.04])),
+    )
+    return Generator(basis.double(), bias.double(), *(m.double() for m in momenta), crops, *constants)
+
+
+class Dense:
+    """The same generator as parameters of `torch.optim.SGD`, its weights generated under autograd."""
+
+    def __init__(self, generator: Generator, fresh: bool) -> None:
+        self.parameters = [t.clone().requires_grad_() for t in (generator.basis, generator.bias)]
+        self.crops = generator.crops
+        self.optimizer = torch.optim.SGD(self.parameters, **generator.constants, fused=True)
+        if not fresh and generator.momentum:
+            for parameter, buffer in zip(self.parameters, generator.state[2:], strict=True):
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer.clone()
+
+    def update(self, codes: Tensor, grads: list[Tensor]) -> Tensor:
+        basis, bias = self.parameters
+        codes = codes.clone().requires_grad_()
+        weights = [basis[:o, :i] @ code + bias[:o, :i] for (o, i), code in zip(self.crops, codes, strict=True)]
+        self.optimizer.zero_grad()
+        torch.autograd.backward(weights, grads)
+        self.optimizer.step()
+        assert codes.grad is not None
+        return codes.grad
+
+    @property
+    def state(self) -> list[Tensor]:
+        buffers = [self.optimizer.state[p].get("momentum_buffer") for p in self.parameters]
+        return [*self.parameters, *(b for b in buffers if b is not None)]
+
+
+@given(generators(fresh=True))
+def test_many_steps_of_the_reference_are_those_of_autograd_and_torch_sgd(generator: Generator) -> None:
+    dense = Dense(generator, fresh=True)
+    for _ in range(12):
+        factors = generator.random_factors()
+        found, expected = generator.update(*factors), dense.update(*factors)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    for mine, theirs in zip(generator.state, dense.state, strict=False):
+        torch.testing.assert_close(mine, theirs.detach(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("kernel")
+@one_kernel_for_all_examples
+@given(generators())
+def test_a_step_is_as_exact_as_autograd_and_torch_sgd(generator: Generator) -> None:
+    single = generator.to(torch.float32)
+    factors = single.random_factors()
+    in_double = factors[0].double(), [grad.double() for grad in factors[1]]
+    in_torch, exact = Dense(single, fresh=False), Dense(single.to(torch.float64), fresh=False)
+    steps = [way.update(*f) for way, f in ((single, factors), (in_torch, factors), (exact, in_double))]
+    for actual, theirs, expected in zip(
+        (steps[0], *single.state), (steps[1], *in_torch.state), (steps[2], *exact.state), strict=False
+    ):
+        assert_as_exact_as_torch(actual, theirs.detach(), expected.detach())
+
+
+@pytest.mark.usefixtures("kernel")
+@one_kernel_for_all_examples
+@given(generators())
+def test_outside_all_crops_momentum_and_weights_still_decay(generator: Generator) -> None:
+    single = generator.to(torch.float32)
+    before = copy.deepcopy(single)
+    single.update(*single.random_factors())
+    o, i = (max(sizes) for sizes in zip(*single.crops, strict=True))
+    for weights, momentum in ((0, 2), (1, 3)):
+        decayed = single.momentum * before.state[momentum] + single.weight_decay * before.state[weights]
+        expected = before.state[weights] - single.lr * decayed
+        for found, wanted in ((single.state[momentum], decayed), (single.state[weights], expected)):
+            torch.testing.assert_close(found[o:], wanted[o:])
+            torch.testing.assert_close(found[:, i:], wanted[:, i:])
+
+
+@pytest.mark.usefixtures("kernel")
+def test_only_what_is_given_is_written() -> None:
+    torch.manual_seed(0)
+    guarded = [torch.full((n + 64,), NAN) for n in (5 * 3 * 9 * 17, 5 * 3 * 9) * 2]
+    for buffer in guarded:
+        buffer[32:-32] = torch.randn(len(buffer) - 64)
+    shapes = [(5, 3, 9, 17), (5, 3, 9)] * 2
+    state = [buffer[32:-32].view(shape) for buffer, shape in zip(guarded, shapes, strict=True)]
+    generator = Generator(*state, crops=[(5, 2), (1, 3)])
+    factors = generator.random_factors()
+    kept = [factors[0].clone(), *(grad.clone() for grad in factors[1])]
+    generator.update(*factors)
+    assert all(t.isfinite().all() for t in state)
+    assert all(b[:32].isnan().all() and b[-32:].isnan().all() for b in guarded)
+    assert all(torch.equal(a, b) for a, b in zip(kept, [factors[0], *factors[1]], strict=True))
+
+
+def large() -> Generator:
+    torch.manual_seed(0)
+    shape = (70, 65, 9)
+    state = torch.randn(*shape, 40), torch.randn(shape), torch.randn(*shape, 40), torch.randn(shape)
+    return Generator(*state, crops=[(70, 65), (33, 64), (1, 1)], weight_decay=0.01)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(kernel: str) -> None:
+    if kernel == "reference":
+        pytest.skip("PyTorch's products make no such promise")
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            generator = large()
+            results.append([generator.update(*generator.random_factors()), *generator.state])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_a_long_sum_of_a_codes_gradient_loses_nothing(kernel: str) -> None:
+    if kernel == "reference":
+        pytest.skip("PyTorch's products make no such promise")
+    # 2²⁰ rows of about the same size: a plain sum in single precision is off by some 1e-5 of the result.
+    generator = Generator(torch.rand(1024, 1024, 1, 2), torch.zeros(1024, 1024, 1), *_zeros(1024), [(1024, 1024)])
+    codes, grads = torch.ones(1, 2), [torch.rand(1024, 1024, 1)]
+    exact = torch.einsum("oik,oikh->h", grads[0].double(), generator.basis.double())
+    torch.testing.assert_close(generator.update(codes, grads)[0].double(), exact, rtol=1e-6, atol=0)
+
+
+def _zeros(side: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(side, side, 1, 2), torch.zeros(side, side, 1)
+
+
+@pytest.mark.parametrize("namespace", ["metaprune", "metaprune_reference"])
+def test_the_op_is_registered_with_what_it_changes(namespace: str) -> None:
+    generator = Generator(*(t[:3, :4].contiguous() for t in large().state), crops=[(3, 2), (1, 4)])
+    # No gradient goes through it, and it may not change what autograd has saved: what is left to check of it.
+    torch.library.opcheck(
+        overload(namespace, OP),
+        (*generator.state, *generator.random_factors(), 0.1, 0.9, 0.01),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (0, torch.zeros(5, 3, 9), "basis must be"),
+        (0, torch.zeros(5, 3, 9, 4).bfloat16(), "basis must be torch.float32 or torch.float64"),
+        (1, torch.zeros(5, 3, 4), "bias must be"),
+        (2, torch.zeros(5, 3, 4, 9).mT, "basis_momentum must be"),
+        (3, torch.zeros(5, 3, 9).double(), "bias_momentum must be"),
+        (4, torch.zeros(1, 4), "codes must be"),
+        (5, [], "grads must hold"),
+        (5, [torch.zeros(5, 3, 9), torch.zeros(5, 4, 9)], r"grads\[1\] must be \[1..5, 1..3, 9\]"),
+        (5, [torch.zeros(0, 3, 9), torch.zeros(5, 3, 9)], r"grads\[0\] must be"),
+        (5, [torch.zeros(5, 3, 9), torch.zeros(9, 3, 5).permute(2, 1, 0)], r"grads\[1\] must be .* contiguous"),
+        (6, {"lr": NAN}, "lr must be a finite number from 0"),
+        (6, {"momentum": -0.1}, "momentum must be"),
+        (6, {"weight_decay": float("inf")}, "weight_decay must be"),
+    ],
+)
+def test_bad_input_is_refused_with_the_argument_named_and_nothing_is_changed(
+    position: int, value: Any, message: str
+) -> None:
+    generator = Generator(*(torch.ones(5, 3, 9, 4), torch.ones(5, 3, 9)) * 2, crops=[(5, 3), (1, 2)])
+    arguments = [*generator.state, *generator.random_factors(), generator.constants]
+    arguments[position] = arguments[position] | value if position == 6 else value
+    with pytest.raises(RuntimeError, match=message):
+        kernels.update_generators_(*arguments[:6], **arguments[6])
+    assert all((t == 1).all() for t in generator.state)
+
+
+def test_the_compiled_kernel_refuses_what_would_touch_memory_out_of_bounds() -> None:
+    if backends.why_not(OP, "cpu"):
+        pytest.skip(backends.why_not(OP, "cpu"))
+    shapes = [(5, 3, 9, 4), (5, 3, 9), (5, 3, 9, 4), (5, 3, 9), (1, 4)]
+    for position, value in (
+        (1, torch.zeros(5, 3, 4)), (2, torch.zeros(5, 3, 9, 3)), (3, torch.zeros(5, 9, 3)), (4, torch.zeros(1, 5)),
+        (5, []), (5, [torch.zeros(5, 4, 9)]), (5, [torch.zeros(6, 3, 9)]), (5, [torch.zeros(5, 3, 8)]),
+        (5, [torch.zeros(5, 27)]),
+    ):  # fmt: skip
+        arguments: list[Any] = [*(torch.zeros(shape) for shape in shapes), [torch.zeros(5, 3, 9)]]
+        arguments[position] = value
+        with pytest.raises(RuntimeError, match=r"does not take|legal are|must"):
+            overload("metaprune", OP)(*arguments, 0.1, 0.9, 0.0)
