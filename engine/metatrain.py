@@ -22,6 +22,7 @@ from torch import Tensor
 from engine import population
 from engine.data import Data, Splits, open_data
 from engine.errors import UserError
+from engine.factored_sgd import FactoredSGD
 from engine.pruningnet import PruningNet, count_parameters
 from engine.random import random_integers, stream_key
 from engine.run import directory
@@ -114,6 +115,7 @@ def _training(options: Metatrain, out: Path, space: Space, data: Data, paper: Re
         raise UserError(f"--structures {options.structures}: each needs two images of the batch of {recipe.batch}")
     epoch = max(1, len(images) // recipe.batch)
     net = PruningNet(space, options.hidden, torch.Generator().manual_seed(options.seed), device=data.device)
+    optimizer = FactoredSGD(net, recipe)
     scored = population.scoring_images(data, options.calibration_images)
     validated = _validation_genomes(space, options.seed, data.device)
     genes = len(space.genes)
@@ -121,7 +123,7 @@ def _training(options: Metatrain, out: Path, space: Space, data: Data, paper: Re
     def logits(images_NCHW: Tensor, step: int) -> Tensor:
         key = stream_key(options.seed, "structure", step)
         genome_SG = random_integers(key, space.choices, (options.structures, genes), data.device)
-        return net(images_NCHW, genome_SG)
+        return optimizer.logits(images_NCHW, genome_SG)
 
     def validate() -> dict[str, float]:
         scores = population.score(net, validated, scored)
@@ -144,6 +146,7 @@ def _training(options: Metatrain, out: Path, space: Space, data: Data, paper: Re
         data=data,
         images=images,
         logits=logits,
+        optimizer=optimizer,
         validate=validate,
         validate_every=max(epoch, LEAST_STEPS_BETWEEN_VALIDATIONS),
         manifest={

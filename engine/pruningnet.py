@@ -104,24 +104,34 @@ class PruningNet(nn.Module):
         ratios_GC: Tensor = self.ratios_GC  # type: ignore[assignment]
         return self.layer(layer).codes(ratios_GC[genes, genome_SG[:, genes]])
 
-    def generate(self, genome_SG: Tensor) -> list[list[Tensor]]:
-        """Dense weights ``[O, I, kh, kw]`` of every convolution (outer list) of S subnetworks (inner list)."""
+    def all_codes(self, genome_SG: Tensor) -> list[Tensor]:
+        """Codes ``[S, H]`` of every convolution."""
+        return [self.codes(layer, genome_SG) for layer in range(len(self.generators))]
+
+    def generate(self, genome_SG: Tensor, codes: Sequence[Tensor] | None = None) -> list[list[Tensor]]:
+        """Dense weights ``[O, I, kh, kw]`` of every convolution (outer list) of S subnetworks (inner list).
+
+        ``codes`` are `all_codes` of the genomes, where they are needed besides.
+        """
         gene_widths_SG = self.space.gene_widths(genome_SG).int()
         weights = []
-        for layer, conv in enumerate(self.space.convs):
+        for layer, (conv, code_SH) in enumerate(zip(self.space.convs, codes or self.all_codes(genome_SG), strict=True)):
             cin_S, cout_S = (self.space.width_of(w, gene_widths_SG) for w in (conv.cin, conv.cout))
-            packed = self.layer(layer)(self.codes(layer, genome_SG), cin_S, cout_S)
+            packed = self.layer(layer)(code_SH, cin_S, cout_S)
             weights.append(unpack_weights(packed, cin_S, cout_S, kernel=conv.kernel, depthwise=conv.depthwise))
         return weights
 
     def forward(self, images_NCHW: Tensor, genome_SG: Tensor) -> Tensor:
-        """Training logits ``[N, classes]``: the images are split in order among S subnetworks.
+        """Training logits ``[N, classes]`` of S subnetworks, among whom the images are split in order."""
+        return self.logits(images_NCHW, self.generate(genome_SG))
+
+    def logits(self, images_NCHW: Tensor, weights: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Training logits ``[N, classes]`` with the weights that `generate` gave: the images are split in order.
 
         Every convolution is normalised by the statistics of its own images (training-mode BatchNorm without
         parameters), as in the paper, where S is 1.
         """
-        weights = self.generate(genome_SG)
-        parts = images_NCHW.tensor_split(len(genome_SG))
+        parts = images_NCHW.tensor_split(len(weights[0]))
         logits = [self._run(part, [w[s] for w in weights]) for s, part in enumerate(parts)]
         return torch.cat(logits)
 

@@ -34,6 +34,7 @@ from engine.pruned import PrunedNet
 from engine.run import directory
 from engine.run.command import run_command, use_device
 from engine.run.opened import PruningNetRun, open_run
+from engine.run.optimizer import SGD
 from engine.run.options import TrainingOptions
 from engine.run.training import Training, keep_freed_memory, train
 from engine.space import architecture
@@ -156,6 +157,7 @@ def from_scratch(options: TrainingOptions, structure: Structure, out: Path, data
         data=data,
         images=images,
         logits=logits,
+        optimizer=SGD(net.named_parameters(), recipe),
         validate=validate,
         validate_every=steps,
         manifest={"structure": structure.to_dict()["digest"]},

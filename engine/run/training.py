@@ -34,6 +34,7 @@ from engine.run.checkpoint import (
 )
 from engine.run.command import Interruption
 from engine.run.metrics import MetricsLog
+from engine.run.optimizer import Optimizer
 from engine.space.recipe import Recipe
 
 WEIGHTS, MOMENTUM = "weights", "momentum"
@@ -50,7 +51,8 @@ class NonFiniteLossError(RuntimeError):
 class Training:
     """What is trained, on what, and for how long.
 
-    ``logits(images, step)`` gives ``[N, classes]``; ``validate()`` gives true accuracies in percent by name and is
+    ``logits(images, step)`` gives ``[N, classes]``, and after a backward pass through a loss of them
+    ``optimizer.step(lr)`` trains the module; ``validate()`` gives true accuracies in percent by name and is
     called every ``validate_every`` steps and at the end. ``manifest`` is stored with every checkpoint.
     """
 
@@ -62,6 +64,7 @@ class Training:
     data: Data
     images: ImageSet
     logits: Callable[[Tensor, int], Tensor]
+    optimizer: Optimizer
     validate: Callable[[], dict[str, float]]
     validate_every: int
     manifest: dict[str, Any]
@@ -85,20 +88,13 @@ def train(training: Training, console: Console) -> Checkpoint:
     Ctrl-C and SIGTERM save and raise `engine.run.command.Interrupted`; a loss that is not finite raises
     `NonFiniteLossError` before it is applied. The final checkpoint holds weights alone.
     """
-    optimizer = torch.optim.SGD(
-        training.module.parameters(),
-        lr=training.recipe.lr,
-        momentum=training.recipe.momentum,
-        weight_decay=training.recipe.weight_decay,
-        fused=True,
-    )
     latest = load_checkpoint(training.checkpoints)
     if latest is not None:
         _check_provenance(training, latest)
         restore(training.module, latest.tensors(WEIGHTS), latest.folder)
         if latest.step == training.steps:
             return latest
-        _restore_momentum(optimizer, training.module, latest)
+        _restore_momentum(training, latest)
     start = 0 if latest is None else latest.step
     log = MetricsLog(training.run, 0 if latest is None else latest.manifest["metrics_bytes"], training.tensorboard)
     clock = CheckpointClock(training.checkpoint_minutes)
@@ -107,7 +103,7 @@ def train(training: Training, console: Console) -> Checkpoint:
         began = time.monotonic()
         files = {WEIGHTS: training.module.state_dict()}
         if done < training.steps:
-            files[MOMENTUM] = _momentum(optimizer, training.module)
+            files[MOMENTUM] = training.optimizer.momentum()
         manifest = {**training.manifest, "steps": training.steps, "metrics_bytes": log.size()}
         checkpoint = save_checkpoint(training.checkpoints, done, files, manifest)
         clock.saved(time.monotonic() - began)
@@ -118,9 +114,7 @@ def train(training: Training, console: Console) -> Checkpoint:
         batches = _batches(training, start)
         for step in range(start, training.steps):
             images, labels = next(batches)
-            for group in optimizer.param_groups:
-                group["lr"] = training.recipe.lr_at(step, training.steps)
-            loss = _step(training, optimizer, images, labels, step)
+            loss = _step(training, images, labels, step)
             done = step + 1
             progress.update(task, completed=done, status=f"loss {loss:.3f}")
             if done % LOG_EVERY == 0 or done == training.steps:
@@ -148,7 +142,7 @@ def _check_provenance(training: Training, latest: Checkpoint) -> None:
             raise UserError(f"{latest.folder} was trained with another {name}: restore what it was, or start anew")
 
 
-def _step(training: Training, optimizer: torch.optim.SGD, images: Tensor, labels: Tensor, step: int) -> float:
+def _step(training: Training, images: Tensor, labels: Tensor, step: int) -> float:
     """One update; returns the loss. Raises `NonFiniteLossError` before anything is changed."""
     logits = training.logits(images, step)
     loss = F.cross_entropy(logits, labels, label_smoothing=training.recipe.label_smoothing)
@@ -157,9 +151,8 @@ def _step(training: Training, optimizer: torch.optim.SGD, images: Tensor, labels
         raise NonFiniteLossError(
             f"the loss of step {step + 1} is {value}; nothing was updated with it; lower --lr ({training.recipe.lr:g})"
         )
-    optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    optimizer.step()
+    training.optimizer.step(training.recipe.lr_at(step, training.steps))
     return value
 
 
@@ -173,16 +166,13 @@ def _batches(training: Training, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield images.contiguous(memory_format=torch.channels_last), labels
 
 
-def _momentum(optimizer: torch.optim.SGD, module: nn.Module) -> dict[str, Tensor]:
-    buffers = ((name, optimizer.state[p].get("momentum_buffer")) for name, p in module.named_parameters())
-    return {name: buffer for name, buffer in buffers if buffer is not None}
-
-
-def _restore_momentum(optimizer: torch.optim.SGD, module: nn.Module, checkpoint: Checkpoint) -> None:
-    buffers = checkpoint.tensors(MOMENTUM)
-    for name, parameter in module.named_parameters():
-        if name in buffers:
-            optimizer.state[parameter]["momentum_buffer"] = buffers[name].to(parameter.device)
+def _restore_momentum(training: Training, checkpoint: Checkpoint) -> None:
+    """Raise `UserError`, before anything is taken over, unless the momentum has the shapes of the parameters."""
+    momentum, parameters = checkpoint.tensors(MOMENTUM), dict(training.module.named_parameters())
+    for name, buffer in momentum.items():
+        if name not in parameters or buffer.shape != parameters[name].shape:
+            raise UserError(f"{checkpoint.folder}: the momentum of {name} does not fit this network")
+    training.optimizer.restore(momentum)
 
 
 def _progress(console: Console) -> Progress:

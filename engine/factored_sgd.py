@@ -1,0 +1,89 @@
+"""Momentum SGD of a PruningNet that never makes the gradient of a basis.
+
+The gradient of a basis is as large as the basis, and for S structures it has rank S: the gradients of the S generated
+weights times their codes. So autograd stops at the generated weights; `kernels.update_generators_` applies what it
+found there to basis and bias in one pass, and gives back the gradients of the codes. The result is that of plain
+autograd and `torch.optim.SGD`, but for rounding.
+
+Shape suffixes: S structures, N images, G genes, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from engine.pruningnet import PruningNet
+from engine.run.optimizer import SGD
+from engine.space.recipe import Recipe
+from kernels import update_generators_
+
+
+class FactoredSGD:
+    """Trains a PruningNet: `logits`, a backward pass through them, then `step`.
+
+    fc1 of the generators and the classifier are trained by `torch.optim.SGD`.
+    """
+
+    def __init__(self, net: PruningNet, recipe: Recipe) -> None:
+        self.net, self.recipe = net, recipe
+        self.generated = {
+            f"generators.{layer}.{name}": parameter
+            for layer in range(len(net.generators))
+            for name, parameter in net.layer(layer).named_parameters(recurse=False)
+        }
+        self.rest = SGD(((n, p) for n, p in net.named_parameters() if n not in self.generated), recipe)
+        self.generated_momentum: dict[str, Tensor] = {}
+        self.codes: list[Tensor] = []
+        self.weights: list[list[Tensor]] = []
+
+    def logits(self, images_NCHW: Tensor, genome_SG: Tensor) -> Tensor:
+        """The net's training logits ``[N, classes]``; a backward pass ends at the generated weights."""
+        self.codes = self.net.all_codes(genome_SG)
+        with torch.no_grad():
+            self.weights = self.net.generate(genome_SG, self.codes)
+        for weight in (weight for weights in self.weights for weight in weights):
+            weight.requires_grad_()
+        return self.net.logits(images_NCHW, self.weights)
+
+    def step(self, lr: float) -> None:
+        """Apply what a backward pass has left, and drop it."""
+        d_codes = [self._update(layer, lr) for layer in range(len(self.codes))]
+        torch.autograd.backward(self.codes, d_codes)
+        self.rest.step(lr)
+        self.codes, self.weights = [], []
+
+    def _update(self, layer: int, lr: float) -> Tensor:
+        """Train one convolution's basis and bias; the gradient of its codes ``[S, H]``."""
+        grads = []
+        for weight in self.weights[layer]:
+            assert weight.grad is not None
+            grads.append(weight.grad.flatten(2).contiguous())
+        basis, bias = (f"generators.{layer}.{name}" for name in ("basis", "bias"))
+        for name in (basis, bias):
+            if name not in self.generated_momentum:
+                self.generated_momentum[name] = torch.zeros_like(self.generated[name])
+        return update_generators_(
+            self.generated[basis],
+            self.generated[bias],
+            self.generated_momentum[basis],
+            self.generated_momentum[bias],
+            self.codes[layer].detach(),
+            grads,
+            lr=lr,
+            momentum=self.recipe.momentum,
+            weight_decay=self.recipe.weight_decay,
+        )
+
+    def momentum(self) -> dict[str, Tensor]:
+        """The momentum of every parameter that has been changed."""
+        return {**self.generated_momentum, **self.rest.momentum()}
+
+    def restore(self, momentum: Mapping[str, Tensor]) -> None:
+        """Continue with the momentum of a checkpoint, whose shapes are those of the parameters."""
+        self.rest.restore(momentum)
+        self.generated_momentum = {
+            name: momentum[name].to(parameter.device) for name, parameter in self.generated.items() if name in momentum
+        }

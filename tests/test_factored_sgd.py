@@ -1,0 +1,131 @@
+"""FactoredSGD against plain autograd and torch.optim.SGD."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from structures import random_genomes, space_of, tiny_space
+from torch import Tensor
+
+from engine.factored_sgd import FactoredSGD
+from engine.pruningnet import PruningNet
+from engine.run.optimizer import SGD, Optimizer
+from engine.space import Space
+from engine.space.recipe import Recipe
+from kernels import backends
+
+STEPS_SIDE_BY_SIDE = 10
+
+
+def recipe(weight_decay: float = 1e-3) -> Recipe:
+    return Recipe(batch=6, epochs=1, lr=0.1, schedule="linear", weight_decay=weight_decay)
+
+
+def net_of(space: Space, hidden: int | None, dtype: torch.dtype) -> PruningNet:
+    return PruningNet(space, hidden, torch.Generator().manual_seed(0)).to(dtype)
+
+
+def batch(space: Space, step: int, side: int = 32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randn(6, 3, side, side, generator=generator)
+    return images, torch.randint(space.classes, (6,), generator=generator)
+
+
+def train(net: PruningNet, optimizer: Optimizer, steps: range, structures: int = 1) -> list[float]:
+    """Losses of some steps, each with structures of its own; plainly where the optimizer knows no better."""
+    losses = []
+    for step in steps:
+        images, labels = batch(net.space, step)
+        logits = optimizer.logits if isinstance(optimizer, FactoredSGD) else net
+        found = logits(images.to(net.precision), random_genomes(net.space, structures, step))
+        loss = F.cross_entropy(found, labels, label_smoothing=0.1)
+        loss.backward()
+        optimizer.step(0.1 * (1 - step / 50))
+        losses.append(loss.item())
+    return losses
+
+
+def trained(
+    space: Space, hidden: int | None, dtype: torch.dtype, steps: int, *, factored: bool, structures: int = 1
+) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
+    """Losses, weights and momentum."""
+    net = net_of(space, hidden, dtype)
+    optimizer: Optimizer = FactoredSGD(net, recipe()) if factored else SGD(net.named_parameters(), recipe())
+    return train(net, optimizer, range(steps), structures), net.state_dict(), optimizer.momentum()
+
+
+@pytest.mark.parametrize("structures", [1, 3])
+def test_fifty_steps_are_those_of_plain_autograd_and_sgd(structures: int) -> None:
+    found, expected = (
+        trained(tiny_space(), None, torch.float64, 50, factored=factored, structures=structures)
+        for factored in (True, False)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_every_step_of_mobilenet_v1_is_that_of_plain_autograd_and_sgd() -> None:
+    # Step by step, from where the other is: on six images, BatchNorm makes a difference grow some 300 times a step.
+    net, plain_net = (net_of(space_of("mobilenet_v1", 10), 3, torch.float64) for _ in range(2))
+    optimizer, plain = FactoredSGD(net, recipe()), SGD(plain_net.named_parameters(), recipe())
+    for step in range(STEPS_SIDE_BY_SIDE):
+        plain_net.load_state_dict(net.state_dict())
+        plain.restore({name: buffer.clone() for name, buffer in optimizer.momentum().items()})
+        found, expected = (train(*each, range(step, step + 1)) for each in ((net, optimizer), (plain_net, plain)))
+        assert found == pytest.approx(expected, rel=1e-12)
+        torch.testing.assert_close(net.state_dict(), plain_net.state_dict(), rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(optimizer.momentum(), plain.momentum(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_single_precision_stays_as_close_to_double_as_plain_training_does(backend: str) -> None:
+    space = tiny_space()
+    _, exact, _ = trained(space, None, torch.float64, 5, factored=False)
+    _, plain, _ = trained(space, None, torch.float32, 5, factored=False)
+    with backends.use(backend):
+        _, found, _ = trained(space, None, torch.float32, 5, factored=True)
+
+    def error(weights: dict[str, Tensor]) -> float:
+        return max(float((weights[name].double() - exact[name]).abs().max()) for name in exact)
+
+    assert error(found) <= 2 * error(plain) + 1e-6
+
+
+def test_no_gradient_of_a_basis_is_ever_made() -> None:
+    net = net_of(tiny_space(), None, torch.float32)
+    optimizer = FactoredSGD(net, recipe())
+    images, labels = batch(net.space, 0)
+    F.cross_entropy(optimizer.logits(images, random_genomes(net.space, 1)), labels).backward()
+    assert all(parameter.grad is None for parameter in optimizer.generated.values())
+    before = {name: parameter.clone() for name, parameter in net.named_parameters()}
+    optimizer.step(0.1)
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert not any(torch.equal(parameter, before[name]) for name, parameter in net.named_parameters() if "bias" in name)
+
+
+def test_its_momentum_is_that_of_plain_sgd_by_name_and_either_continues_the_other() -> None:
+    space = tiny_space()
+
+    def continued(first: bool, second: bool) -> dict[str, Tensor]:
+        net = net_of(space, None, torch.float64)
+        make = {True: lambda: FactoredSGD(net, recipe()), False: lambda: SGD(net.named_parameters(), recipe())}
+        early, late = make[first](), make[second]()
+        train(net, early, range(4))
+        late.restore(early.momentum())
+        train(net, late, range(4, 8))
+        return late.momentum() | net.state_dict()
+
+    results = [continued(first, second) for first in (True, False) for second in (True, False)]
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-9, atol=1e-11)
+
+
+def test_restored_momentum_continues_bit_for_bit() -> None:
+    through = net_of(tiny_space(), None, torch.float32)
+    optimizer = FactoredSGD(through, recipe())
+    train(through, optimizer, range(6))
+
+    again = net_of(tiny_space(), None, torch.float32)
+    first, second = FactoredSGD(again, recipe()), FactoredSGD(again, recipe())
+    train(again, first, range(3))
+    second.restore({name: buffer.clone() for name, buffer in first.momentum().items()})
+    train(again, second, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(through.parameters(), again.parameters(), strict=True))
