@@ -102,9 +102,9 @@ def objectives(state: SearchState, costs: Sequence[Quantity]) -> Tensor:
 
     Error is minus the correct images, with ties broken by the loss: both in one number, NaN for a failed evaluation.
     """
-    error = state.loss / (1 + state.loss) - state.correct
+    error = 1 - 1 / (1 + state.loss) - state.correct
     genome_PG = state.genome_VG[: len(state.correct)]
-    return torch.stack([error.nan_to_num(nan=torch.nan, posinf=0), *(cost.of(genome_PG).double() for cost in costs)], 1)
+    return torch.stack([error, *(cost.of(genome_PG).double() for cost in costs)], 1)
 
 
 def pareto_front(state: SearchState, costs: Sequence[Quantity]) -> Tensor:

@@ -136,21 +136,7 @@ def main(options: Evolve) -> None:
     if not options.resume:
         directory.start_output(out, options, identity)
     cache = ScoreCache(run.folder, scoring.key, len(scoring.images.subset))
-    search = Search(
-        settings,
-        costs,
-        known,
-        budget,
-        pareto,
-        options.race,
-        run,
-        scoring.net,
-        scoring.images,
-        cache,
-        scorer,
-        out,
-        identity,
-    )
+    search = Search(settings, costs, known, budget, pareto, options.race, run, scoring, cache, scorer, out, identity)
     state = run_generations(search, state or initial_state(len(costs.space.genes), options.seed, device), console)
 
     structures = {"structure": scored_structure(search, best_genome(search, state))}

@@ -206,6 +206,12 @@ def test_a_front_holds_exactly_what_nothing_told_beats(seed: int) -> None:
     assert [macs[one] for one in front] == sorted(macs[one] for one in front)
 
 
+def test_an_infinite_loss_is_the_worst_of_its_ties_and_no_failure() -> None:
+    loss = torch.tensor([torch.inf, 5.0, 0.0], dtype=torch.float64)
+    state = told(torch.tensor([[3] * 25, [4] * 25, [5] * 25]), torch.tensor([7, 7, 6]), loss)
+    assert objectives(state, ())[:, 0].argsort().tolist() == [1, 0, 2]
+
+
 def test_a_failed_evaluation_is_on_no_front_and_has_no_children() -> None:
     genome_PG = torch.tensor([[3] * 25, [4] * 25, [5] * 25])
     state = told(genome_PG, torch.tensor([100, 5, 6]), torch.tensor([torch.nan, 1.0, 1.0], dtype=torch.float64))

@@ -13,13 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from engine.evolution import SearchSettings, SearchState, ask, pareto_front, ranking, tell
-from engine.population import ScoringImages
-from engine.pruningnet import PruningNet
 from engine.racing import Race
 from engine.run.command import Interruption
 from engine.run.front import write_front
 from engine.run.opened import PruningNetRun
 from engine.run.scores import ScoreCache, Scorer
+from engine.run.scoring import Scoring
 from engine.run.search_state import COST_COLUMNS, Identity, columns_of, save_state
 from engine.space.budget import Budget, Quantity, uniform_genome
 from engine.space.costs import CostModel
@@ -44,8 +43,7 @@ class Search:
     pareto: tuple[Quantity, ...]
     race: float | None
     run: PruningNetRun
-    net: PruningNet
-    images: ScoringImages
+    scoring: Scoring
     cache: ScoreCache
     scorer: Scorer
     out: Path
@@ -55,7 +53,7 @@ class Search:
 def run_generations(search: Search, state: SearchState, console: Console) -> SearchState:
     """Ask, score, tell and save until all generations are done or the space has no new structure to offer."""
     generations, population_size = search.settings.generations, search.settings.population
-    images = len(search.images.subset)
+    images = len(search.scoring.images.subset)
     with Interruption() as interruption, _progress(console) as progress:
         task = progress.add_task("", total=generations * population_size, speed="")
         while state.generation < generations:
@@ -113,14 +111,14 @@ def scored_structure(search: Search, genome_1G: Tensor) -> Structure:
     for _ in search.cache.score_missing(search.scorer, genome_1G):
         pass
     correct, loss, _ = search.cache.lookup(genome_1G)
-    images = search.images
+    images = search.scoring.images
     score = {
         "correct": int(correct),
         "images": len(images.subset),
         "loss": float(loss),
         "split": images.subset.name,
         "calibration_images": len(images.calibration_NCHW),
-        "precision": str(search.net.precision).removeprefix("torch."),
+        "precision": str(search.scoring.net.precision).removeprefix("torch."),
         "method": "top-1 with generated weights, BatchNorm calibrated for the structure; no fine-tuning",
     }
     return make_structure(
