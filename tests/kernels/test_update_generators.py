@@ -1,7 +1,7 @@
 """update_generators_ against autograd's gradients given to torch.optim.SGD, in every instruction set here."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -20,28 +20,21 @@ OP = "update_generators_"
 
 @dataclass
 class Generator:
-    """The weight generator of one convolution, its optimizer's state and constants, and S crops `(O_s, I_s)`."""
+    """The weight generator of one convolution, the constants of its optimizer, and S crops `(O_s, I_s)`."""
 
-    basis: Tensor
-    bias: Tensor
-    basis_momentum: Tensor
-    bias_momentum: Tensor
+    state: tuple[Tensor, ...]  # basis, bias, and the momentum of each
     crops: list[tuple[int, int]]
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 0.0
 
     @property
-    def state(self) -> tuple[Tensor, ...]:
-        return self.basis, self.bias, self.basis_momentum, self.bias_momentum
+    def basis(self) -> Tensor:
+        return self.state[0]
 
     def to(self, dtype: torch.dtype) -> "Generator":
         """A copy in another precision."""
-        return Generator(*(t.to(dtype, copy=True) for t in self.state), self.crops, *self.constants.values())
-
-    @property
-    def constants(self) -> dict[str, float]:
-        return {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
+        return replace(self, state=tuple(t.to(dtype, copy=True) for t in self.state))
 
     def random_factors(self) -> tuple[Tensor, list[Tensor]]:
         """Codes `[S, H]` and gradients `[O_s, I_s, K]` in the dtype of the basis."""
@@ -51,7 +44,17 @@ class Generator:
 
     def update(self, codes: Tensor, grads: list[Tensor]) -> Tensor:
         """The step under test: the gradient of the codes."""
-        return kernels.update_generators_(*self.state, codes, grads, **self.constants)
+        return kernels.update_generators_(
+            self.state[0],
+            self.state[1],
+            self.state[2],
+            self.state[3],
+            codes,
+            grads,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
 
 
 @st.composite
@@ -63,24 +66,21 @@ def generators(draw: st.DrawFn, fresh: bool = False) -> Generator:
     max_cout = draw(st.sampled_from([1, 3, 16, 31]))
     crops = list(zip(draw(widths(count, max_cout)), draw(widths(count, max_cin)), strict=True))
     basis, bias = torch.randn(max_cout, max_cin, taps, hidden), torch.randn(max_cout, max_cin, taps)
-    momenta = (
-        (torch.zeros_like(basis), torch.zeros_like(bias)) if fresh else (torch.randn_like(t) for t in (basis, bias))
-    )
-    constants = (
-        draw(st.sampled_from([0.0, 0.03, 1.0])),
-        draw(st.sampled_from([0.0, 0.9])),
-        draw(st.sampled_from([0.0, 0.04])),
-    )
-    return Generator(basis.double(), bias.double(), *(m.double() for m in momenta), crops, *constants)
+    momenta = [torch.zeros_like(t) if fresh else torch.randn_like(t) for t in (basis, bias)]
+    lr, momentum = draw(st.sampled_from([0.0, 0.03, 1.0])), draw(st.sampled_from([0.0, 0.9]))
+    state = tuple(t.double() for t in (basis, bias, *momenta))
+    return Generator(state, crops, lr, momentum, weight_decay=draw(st.sampled_from([0.0, 0.04])))
 
 
 class Dense:
     """The same generator as parameters of `torch.optim.SGD`, its weights generated under autograd."""
 
     def __init__(self, generator: Generator, fresh: bool) -> None:
-        self.parameters = [t.clone().requires_grad_() for t in (generator.basis, generator.bias)]
+        self.parameters = [t.clone().requires_grad_() for t in generator.state[:2]]
         self.crops = generator.crops
-        self.optimizer = torch.optim.SGD(self.parameters, **generator.constants, fused=True)
+        self.optimizer = torch.optim.SGD(
+            self.parameters, generator.lr, generator.momentum, weight_decay=generator.weight_decay, fused=True
+        )
         if not fresh and generator.momentum:
             for parameter, buffer in zip(self.parameters, generator.state[2:], strict=True):
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer.clone()
@@ -150,8 +150,8 @@ def test_only_what_is_given_is_written() -> None:
     for buffer in guarded:
         buffer[32:-32] = torch.randn(len(buffer) - 64)
     shapes = [(5, 3, 9, 17), (5, 3, 9)] * 2
-    state = [buffer[32:-32].view(shape) for buffer, shape in zip(guarded, shapes, strict=True)]
-    generator = Generator(*state, crops=[(5, 2), (1, 3)])
+    state = tuple(buffer[32:-32].view(shape) for buffer, shape in zip(guarded, shapes, strict=True))
+    generator = Generator(state, crops=[(5, 2), (1, 3)])
     factors = generator.random_factors()
     kept = [factors[0].clone(), *(grad.clone() for grad in factors[1])]
     generator.update(*factors)
@@ -164,7 +164,7 @@ def large() -> Generator:
     torch.manual_seed(0)
     shape = (70, 65, 9)
     state = torch.randn(*shape, 40), torch.randn(shape), torch.randn(*shape, 40), torch.randn(shape)
-    return Generator(*state, crops=[(70, 65), (33, 64), (1, 1)], weight_decay=0.01)
+    return Generator(state, crops=[(70, 65), (33, 64), (1, 1)], weight_decay=0.01)
 
 
 def test_results_do_not_depend_on_the_number_of_threads(kernel: str) -> None:
@@ -186,19 +186,16 @@ def test_a_long_sum_of_a_codes_gradient_loses_nothing(kernel: str) -> None:
     if kernel == "reference":
         pytest.skip("PyTorch's products make no such promise")
     # 2²⁰ rows of about the same size: a plain sum in single precision is off by some 1e-5 of the result.
-    generator = Generator(torch.rand(1024, 1024, 1, 2), torch.zeros(1024, 1024, 1), *_zeros(1024), [(1024, 1024)])
+    basis, bias = torch.rand(1024, 1024, 1, 2), torch.zeros(1024, 1024, 1)
+    generator = Generator((basis, bias, torch.zeros_like(basis), torch.zeros_like(bias)), [(1024, 1024)])
     codes, grads = torch.ones(1, 2), [torch.rand(1024, 1024, 1)]
     exact = torch.einsum("oik,oikh->h", grads[0].double(), generator.basis.double())
     torch.testing.assert_close(generator.update(codes, grads)[0].double(), exact, rtol=1e-6, atol=0)
 
 
-def _zeros(side: int) -> tuple[Tensor, Tensor]:
-    return torch.zeros(side, side, 1, 2), torch.zeros(side, side, 1)
-
-
 @pytest.mark.parametrize("namespace", ["metaprune", "metaprune_reference"])
 def test_the_op_is_registered_with_what_it_changes(namespace: str) -> None:
-    generator = Generator(*(t[:3, :4].contiguous() for t in large().state), crops=[(3, 2), (1, 4)])
+    generator = Generator(tuple(t[:3, :4].contiguous() for t in large().state), crops=[(3, 2), (1, 4)])
     # No gradient goes through it, and it may not change what autograd has saved: what is left to check of it.
     torch.library.opcheck(
         overload(namespace, OP),
@@ -229,8 +226,12 @@ def test_the_op_is_registered_with_what_it_changes(namespace: str) -> None:
 def test_bad_input_is_refused_with_the_argument_named_and_nothing_is_changed(
     position: int, value: Any, message: str
 ) -> None:
-    generator = Generator(*(torch.ones(5, 3, 9, 4), torch.ones(5, 3, 9)) * 2, crops=[(5, 3), (1, 2)])
-    arguments = [*generator.state, *generator.random_factors(), generator.constants]
+    generator = Generator((torch.ones(5, 3, 9, 4), torch.ones(5, 3, 9)) * 2, crops=[(5, 3), (1, 2)])
+    arguments: list[Any] = [
+        *generator.state,
+        *generator.random_factors(),
+        {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0},
+    ]
     arguments[position] = arguments[position] | value if position == 6 else value
     with pytest.raises(RuntimeError, match=message):
         kernels.update_generators_(*arguments[:6], **arguments[6])
