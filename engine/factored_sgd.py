@@ -15,10 +15,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from engine.pruningnet import PruningNet
+from engine.pruningnet import PruningNet, count_parameters
 from engine.run.optimizer import SGD
+from engine.space import IMAGE, Gene, Space, Width
 from engine.space.recipe import Recipe
-from kernels import update_generators_
+from kernels import output_size, update_generators_
+
+FLOAT_BYTES = 4
+# Tensors as large as a convolution's output, at the peak of a step: autograd keeps two or three, others come and go.
+KEPT_PER_CONV = 3
+# Tensors as large as the generated weights: packed, unpacked, and their gradient.
+WEIGHT_COPIES = 3
 
 
 class FactoredSGD:
@@ -87,3 +94,26 @@ class FactoredSGD:
         self.generated_momentum = {
             name: momentum[name].to(parameter.device) for name, parameter in self.generated.items() if name in momentum
         }
+
+
+def parameter_bytes(space: Space, hidden: int | None) -> int:
+    """Bytes of a PruningNet's weights and their momentum."""
+    return 2 * FLOAT_BYTES * count_parameters(space, hidden)
+
+
+def step_bytes(space: Space, batch: int, resolution: int) -> int:
+    """About how many bytes a training step holds besides: activations and generated weights of a middling structure.
+
+    The largest structure takes about twice as much.
+    """
+    sides, numbers = {IMAGE: resolution}, 0.0
+    for conv in space.convs:
+        side = output_size(sides[conv.source], conv.kernel, conv.stride)
+        cout, cin = _mean_width(conv.cout), 1 if conv.depthwise else _mean_width(conv.cin)
+        numbers += KEPT_PER_CONV * batch * cout * side**2 + WEIGHT_COPIES * cout * cin * conv.kernel**2
+        sides[conv.name] = output_size(side, 3, 2) if conv.max_pool else side
+    return int(FLOAT_BYTES * numbers)
+
+
+def _mean_width(width: Width) -> float:
+    return sum(width.widths) / len(width.widths) if isinstance(width, Gene) else width

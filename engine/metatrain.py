@@ -22,7 +22,8 @@ from torch import Tensor
 from engine import population
 from engine.data import Data, Splits, open_data
 from engine.errors import UserError
-from engine.factored_sgd import FactoredSGD
+from engine.factored_sgd import FactoredSGD, parameter_bytes, step_bytes
+from engine.memory import free_memory
 from engine.pruningnet import PruningNet, count_parameters
 from engine.random import random_integers, stream_key
 from engine.run import directory
@@ -90,7 +91,9 @@ def main(options: Metatrain) -> None:
     space = chosen.build(len(data.classes))
     space.check_resolution(data.preprocessing.resolution)
     keep_freed_memory()
-    training = _training(options, out, space, data, chosen.metatrain)
+    recipe = _recipe(options, data, chosen.metatrain)
+    memory = _check_memory(space, options.hidden, recipe.batch, data)
+    training = _training(options, out, space, data, recipe)
     training.check_disk_space()
     if not options.resume:
         resolved = {**dataclasses.asdict(training.recipe), "steps": training.steps}
@@ -99,7 +102,7 @@ def main(options: Metatrain) -> None:
         data.splits.save(stored)
     console.print(
         f"PruningNet of {space.architecture}: {count_parameters(space, options.hidden) / 1e6:.1f} M parameters; "
-        f"{len(training.images)} images, {len(data.classes)} classes, {training.steps} steps on {device}",
+        f"{len(training.images)} images, {len(data.classes)} classes, {training.steps} steps on {device}; {memory}",
         highlight=False,
         soft_wrap=True,
     )
@@ -108,11 +111,32 @@ def main(options: Metatrain) -> None:
     print(f"next: python -m engine.evolve --flops 50%{run_option(out)}")
 
 
-def _training(options: Metatrain, out: Path, space: Space, data: Data, paper: Recipe) -> Training:
-    images = data.subset("sub_train")
-    recipe = options.recipe(scaled(paper, len(images), SMALL_DATA_LR))
+def _recipe(options: Metatrain, data: Data, paper: Recipe) -> Recipe:
+    recipe = options.recipe(scaled(paper, len(data.subset("sub_train")), SMALL_DATA_LR))
     if 2 * options.structures > recipe.batch:
         raise UserError(f"--structures {options.structures}: each needs two images of the batch of {recipe.batch}")
+    return recipe
+
+
+def _check_memory(space: Space, hidden: int | None, batch: int, data: Data) -> str:
+    """What training takes, in words; `UserError` unless an average step fits into the memory that is free."""
+    kept, step = parameter_bytes(space, hidden), step_bytes(space, batch, data.preprocessing.resolution)
+    needed = f"about {_gigabytes(kept + step)} of memory"
+    free = free_memory(data.device)
+    if kept + step > free:
+        raise UserError(
+            f"training needs {needed} ({_gigabytes(kept)} for weights and momentum, {_gigabytes(step)} for a batch of "
+            f"{batch}) and {data.device} has {_gigabytes(free)} free: give a smaller --hidden or --batch"
+        )
+    return needed
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def _training(options: Metatrain, out: Path, space: Space, data: Data, recipe: Recipe) -> Training:
+    images = data.subset("sub_train")
     epoch = max(1, len(images) // recipe.batch)
     net = PruningNet(space, options.hidden, torch.Generator().manual_seed(options.seed), device=data.device)
     optimizer = FactoredSGD(net, recipe)

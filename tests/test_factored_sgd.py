@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from structures import random_genomes, space_of, tiny_space
 from torch import Tensor
 
-from engine.factored_sgd import FactoredSGD
+from engine.factored_sgd import FactoredSGD, parameter_bytes, step_bytes
 from engine.pruningnet import PruningNet
 from engine.run.optimizer import SGD, Optimizer
 from engine.space import Space
@@ -16,12 +16,16 @@ from kernels import backends
 STEPS_SIDE_BY_SIDE = 10
 
 
-def recipe(weight_decay: float = 1e-3) -> Recipe:
-    return Recipe(batch=6, epochs=1, lr=0.1, schedule="linear", weight_decay=weight_decay)
+def recipe() -> Recipe:
+    return Recipe(batch=6, epochs=1, lr=0.1, schedule="linear", weight_decay=1e-3)
 
 
 def net_of(space: Space, hidden: int | None, dtype: torch.dtype) -> PruningNet:
     return PruningNet(space, hidden, torch.Generator().manual_seed(0)).to(dtype)
+
+
+def optimizer_of(net: PruningNet, factored: bool) -> Optimizer:
+    return FactoredSGD(net, recipe()) if factored else SGD(net.named_parameters(), recipe())
 
 
 def batch(space: Space, step: int, side: int = 32) -> tuple[Tensor, Tensor]:
@@ -49,7 +53,7 @@ def trained(
 ) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
     """Losses, weights and momentum."""
     net = net_of(space, hidden, dtype)
-    optimizer: Optimizer = FactoredSGD(net, recipe()) if factored else SGD(net.named_parameters(), recipe())
+    optimizer = optimizer_of(net, factored)
     return train(net, optimizer, range(steps), structures), net.state_dict(), optimizer.momentum()
 
 
@@ -69,7 +73,8 @@ def test_every_step_of_mobilenet_v1_is_that_of_plain_autograd_and_sgd() -> None:
     for step in range(STEPS_SIDE_BY_SIDE):
         plain_net.load_state_dict(net.state_dict())
         plain.restore({name: buffer.clone() for name, buffer in optimizer.momentum().items()})
-        found, expected = (train(*each, range(step, step + 1)) for each in ((net, optimizer), (plain_net, plain)))
+        found = train(net, optimizer, range(step, step + 1))
+        expected = train(plain_net, plain, range(step, step + 1))
         assert found == pytest.approx(expected, rel=1e-12)
         torch.testing.assert_close(net.state_dict(), plain_net.state_dict(), rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(optimizer.momentum(), plain.momentum(), rtol=1e-9, atol=1e-9)
@@ -106,8 +111,7 @@ def test_its_momentum_is_that_of_plain_sgd_by_name_and_either_continues_the_othe
 
     def continued(first: bool, second: bool) -> dict[str, Tensor]:
         net = net_of(space, None, torch.float64)
-        make = {True: lambda: FactoredSGD(net, recipe()), False: lambda: SGD(net.named_parameters(), recipe())}
-        early, late = make[first](), make[second]()
+        early, late = optimizer_of(net, first), optimizer_of(net, second)
         train(net, early, range(4))
         late.restore(early.momentum())
         train(net, late, range(4, 8))
@@ -129,3 +133,28 @@ def test_restored_momentum_continues_bit_for_bit() -> None:
     second.restore({name: buffer.clone() for name, buffer in first.momentum().items()})
     train(again, second, range(3, 6))
     assert all(torch.equal(a, b) for a, b in zip(through.parameters(), again.parameters(), strict=True))
+
+
+def test_the_memory_of_weights_and_momentum_is_eight_bytes_a_parameter() -> None:
+    net = net_of(tiny_space(), 3, torch.float32)
+    assert parameter_bytes(tiny_space(), 3) == 8 * sum(parameter.numel() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "resnet50"])
+def test_the_memory_of_a_step_has_room_for_what_autograd_keeps_of_the_middle_structure_and_not_much_more(
+    name: str,
+) -> None:
+    space = space_of(name, 10)
+    optimizer = FactoredSGD(net_of(space, 1, torch.float32), recipe())
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    images = torch.randn(4, 3, 64, 64)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = optimizer.logits(images, space.uniform_choice(space.choices // 2))
+    assert logits.shape == (4, 10)
+    # The rest: copies of the weights, gradients, and what comes and goes.
+    assert sum(kept.values()) <= step_bytes(space, batch=4, resolution=64) <= 3 * sum(kept.values())

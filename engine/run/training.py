@@ -167,11 +167,13 @@ def _batches(training: Training, start: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _restore_momentum(training: Training, checkpoint: Checkpoint) -> None:
-    """Raise `UserError`, before anything is taken over, unless the momentum has the shapes of the parameters."""
+    """Take over the momentum, or raise `UserError` if it has not the parameters' shapes or is not finite."""
     momentum, parameters = checkpoint.tensors(MOMENTUM), dict(training.module.named_parameters())
     for name, buffer in momentum.items():
         if name not in parameters or buffer.shape != parameters[name].shape:
             raise UserError(f"{checkpoint.folder}: the momentum of {name} does not fit this network")
+        if not bool(torch.isfinite(buffer).all()):
+            raise UserError(f"{checkpoint.folder}: the momentum of {name} holds values that are not finite")
     training.optimizer.restore(momentum)
 
 

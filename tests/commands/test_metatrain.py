@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import time
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from small_runs import TINY_NET, ErrorLine, run, start
+from torch import Tensor
 
 from engine.files import sha256_file
+from engine.run.checkpoint import load_checkpoint, save_checkpoint
 
 # Long enough to be hit while it runs; a checkpoint as often as the 5 % rule allows.
 STEPS = 120
@@ -101,6 +105,31 @@ def test_resuming_with_other_splits_than_the_checkpoint_is_refused(
     (copied / "splits.json").write_bytes((tmp_path / "other/splits.json").read_bytes())
     assert run("metatrain", "--out", copied, "--resume") == 2
     assert "another splits" in error_line()
+
+
+@pytest.mark.parametrize("momentum", [torch.zeros(2, 3), torch.full((32, 3, 9, 2), torch.inf)], ids=["shape", "inf"])
+def test_momentum_that_does_not_fit_the_network_is_refused(
+    momentum: Tensor, copied: Path, error_line: ErrorLine
+) -> None:
+    last = load_checkpoint(copied / "checkpoints")
+    assert last is not None
+    files = {"weights": last.tensors("weights"), "momentum": {"generators.0.basis": momentum}}
+    manifest = {key: value for key, value in last.manifest.items() if key not in ("schema", "step", "files")}
+    shutil.rmtree(last.folder)
+    save_checkpoint(copied / "checkpoints", last.step - 1, files, manifest)
+    assert run("metatrain", "--out", copied, "--resume") == 2
+    assert "the momentum of generators.0.basis" in error_line()
+
+
+def test_too_little_memory_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_line: ErrorLine
+) -> None:
+    monkeypatch.setattr("engine.metatrain.free_memory", lambda _: 10**9)
+    assert run("metatrain", "--out", tmp_path / "run", "--architecture", "resnet50") == 2
+    # 8 bytes for each of the 774.2 M parameters that ten classes leave.
+    assert "6.2 GB for weights and momentum" in (line := error_line())
+    assert line.endswith("cpu has 1.0 GB free: give a smaller --hidden or --batch")
+    assert not (tmp_path / "run").exists()
 
 
 def test_only_the_last_two_checkpoints_are_kept(uninterrupted: Path) -> None:
