@@ -23,7 +23,7 @@ from engine import population
 from engine.data import Data, Splits, open_data
 from engine.errors import UserError
 from engine.factored_sgd import FactoredSGD, parameter_bytes, step_bytes
-from engine.memory import free_memory
+from engine.memory import default_memory, free_memory
 from engine.pruningnet import PruningNet, count_parameters
 from engine.random import random_integers, stream_key
 from engine.run import directory
@@ -119,14 +119,16 @@ def _recipe(options: Metatrain, data: Data, paper: Recipe) -> Recipe:
 
 
 def _check_memory(space: Space, hidden: int | None, batch: int, data: Data) -> str:
-    """What training takes, in words; `UserError` unless an average step fits into the memory that is free."""
-    kept, step = parameter_bytes(space, hidden), step_bytes(space, batch, data.preprocessing.resolution)
-    needed = f"about {_gigabytes(kept + step)} of memory"
+    """What training takes, in words; `UserError` unless a step of a middling structure fits into what is free."""
+    kept = parameter_bytes(space, hidden)
+    besides = max(step_bytes(space, batch, data.preprocessing.resolution), default_memory(data.device))
+    needed = f"about {_gigabytes(kept + besides)} of memory"
     free = free_memory(data.device)
-    if kept + step > free:
+    if kept + besides > free:
         raise UserError(
-            f"training needs {needed} ({_gigabytes(kept)} for weights and momentum, {_gigabytes(step)} for a batch of "
-            f"{batch}) and {data.device} has {_gigabytes(free)} free: give a smaller --hidden or --batch"
+            f"training needs {needed} ({_gigabytes(kept)} for weights and momentum, {_gigabytes(besides)} for a batch "
+            f"of {batch} and for validation) and {data.device} has {_gigabytes(free)} free: "
+            "give a smaller --hidden or --batch"
         )
     return needed
 

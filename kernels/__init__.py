@@ -2,7 +2,7 @@
 
 `S` subnetworks with different channel counts share buffers (`kernels.layout`). Channel counts and slot
 numbers are int32 tensors on the device of the data. Every op takes float32, bfloat16 (computed in float32,
-rounded once) and, in the reference, float64.
+rounded once) and, in the reference, float64; `update_generators_`, which trains, no bfloat16.
 
 Where an op has a `source_S`, subnetwork s reads slot `source[s]` of the input, and with a `weight_source_S`
 slot `weight_source[s]` of the weights: several subnetworks may share one.
