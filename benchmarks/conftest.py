@@ -51,6 +51,12 @@ def copy_bandwidth() -> float:
 
 
 @pytest.fixture(scope="session")
+def in_place_bandwidth() -> float:
+    """Bytes per second, read and written, of changing a large tensor in place."""
+    return peak.in_place_bytes_per_second()
+
+
+@pytest.fixture(scope="session")
 def peak_flops() -> Any:
     """`peak.peak_flops`, measured once for each dtype."""
     return cache(peak.peak_flops)

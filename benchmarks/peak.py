@@ -37,6 +37,12 @@ def copy_bytes_per_second() -> float:
     return 2 * source.nbytes / median_seconds(lambda: target.copy_(source))
 
 
+def in_place_bytes_per_second() -> float:
+    """Bytes per second, read and written, of changing 256 MB in place: no line is fetched only to be overwritten."""
+    changed = torch.ones(COPIED_FLOATS)
+    return 2 * changed.nbytes / median_seconds(lambda: changed.add_(1))
+
+
 def peak_flops(dtype: torch.dtype) -> float | None:
     """Floating-point operations per second of all threads together in float32 or bfloat16.
 
