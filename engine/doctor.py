@@ -5,7 +5,6 @@ python -m engine.doctor
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.run.command import Options, run_command
+from engine.versions import versions_of
 from kernels import backends
 from kernels.ops import OPS
 
@@ -53,13 +53,8 @@ def main(options: Doctor) -> None:
 
 def _software() -> dict[str, str]:
     """Versions of Python, the system and the packages."""
-    versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+    system = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    return system | versions_of(PACKAGES)
 
 
 def _devices() -> dict[str, str]:

@@ -10,7 +10,6 @@ says how it predicts, `engine.layer_times` how a layer is measured. `build` keep
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import shlex
 import sys
@@ -49,6 +48,7 @@ from engine.space import Space, architecture
 from engine.space.costs import DEFAULT_RESOLUTION, cost_model, format_count
 from engine.space.latency_table import LatencyTable, LayerKind, for_space, load_latency_table
 from engine.space.structure import convolutions
+from engine.versions import versions_of
 
 DEFAULT_ARCHITECTURE = "mobilenet_v1"
 # Whole networks that the constant and the scale are fitted to, spread over the whole range.
@@ -131,7 +131,7 @@ def build(options: Build) -> None:
         "classes": space.classes,
         "settings": asdict(settings),
         "machine": machine(settings.device),
-        "versions": _versions(),
+        "versions": versions_of(PACKAGES),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.overwrite:
@@ -174,16 +174,6 @@ def _check_output(options: Build, partial: Path) -> None:
         raise UserError(f"{partial} is an unfinished build: add --resume to continue or --overwrite to start anew")
     if options.out.exists() and not (options.resume or options.overwrite):
         raise UserError(f"{options.out} exists: add --overwrite to replace it, or choose another file with --out")
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
 
 
 def _measure_all(
@@ -263,7 +253,7 @@ def check(options: Check) -> None:
     settings = Settings.of(table.settings)
     settings.check()
     space = architecture(table.architecture).build(table.classes)
-    here = {"machine": machine(settings.device), "versions": _versions()}
+    here = {"machine": machine(settings.device), "versions": versions_of(PACKAGES)}
     console = Console(file=sys.stderr)
     if here != {"machine": dict(table.machine), "versions": dict(table.versions)}:
         console.print("note: the table was measured on another machine or with other versions", soft_wrap=True)

@@ -9,8 +9,6 @@ the same bytes.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import platform
 import sys
 from collections.abc import Sequence
@@ -29,6 +27,7 @@ from engine.run.command import Options, run_command
 from engine.run.directory import CONFIG
 from engine.run.searched import is_finished, is_search, load_search
 from engine.run.trained import find_trained
+from engine.versions import NOT_INSTALLED, versions_of
 
 REPORT = "report.html"
 # How every report begins, and nothing else is overwritten.
@@ -131,12 +130,8 @@ def section(folder: Path, key: str) -> dict[str, Any]:
 
 def versions() -> list[tuple[str, str]]:
     """Versions of what wrote the report."""
-    found = [("python", platform.python_version())]
-    for package in PACKAGES:
-        # A source tree that was not installed has no version.
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append((package, importlib.metadata.version(package)))
-    return found
+    found = {"python": platform.python_version()} | versions_of(PACKAGES)
+    return [(name, version) for name, version in found.items() if version != NOT_INSTALLED]
 
 
 if __name__ == "__main__":
