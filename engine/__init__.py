@@ -1,7 +1,7 @@
 """The engine: search spaces, the PruningNet, population scoring, evolution, and one command per step.
 
 Read it in the order the data flows: ``space`` (what may be pruned, and what it costs), ``pruningnet``
-(the hypernetwork), ``population`` (many structures scored in one pass), ``evolution`` (the search),
-``pruned`` (one structure as a plain module); then the commands ``metatrain``, ``evolve``, ``retrain``,
-``inspect`` and ``doctor``.
+(the hypernetwork), ``population`` (many structures scored in one pass), ``sampling`` and ``evolution`` (the
+search), ``pruned`` (one structure as a plain module); then the commands ``metatrain``, ``evolve``, ``retrain``,
+``latency``, ``trust``, ``report``, ``inspect`` and ``doctor``.
 """
