@@ -167,6 +167,11 @@ def for_space(table: LatencyTable, space: Space) -> LatencyTable:
     """
     if table.architecture != space.architecture:
         raise UserError(f"it is of {table.architecture}, not of {space.architecture}: measure one with engine.latency")
+    if table.classes != space.classes:
+        # The constant holds the classifier, which may take a tenth of a small network's time.
+        raise UserError(
+            f"it is of {table.classes} classes, not of {space.classes}: measure one with engine.latency build --run RUN"
+        )
     grids = {grid.kind: grid for grid in table.grids}
     genes = len(space.genes)
     widths_CG = torch.cat([space.gene_widths(space.uniform_choice(choice)) for choice in range(space.choices)])

@@ -53,11 +53,11 @@ class Killed:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
-    """A table of MobileNetV1 at 32 px, coarse. Only to be read."""
+def killed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """A table of MobileNetV1 with 10 classes at 32 px, coarse. Only to be read."""
     out = tmp_path_factory.mktemp("latency") / "tables" / "table.json"
     partial = out.with_name("table.json.partial")
-    process = start("latency", "build", "--architecture", "mobilenet_v1", "--out", out, *TINY)
+    process = start("latency", "build", "--run", trained, "--out", out, *TINY)
     while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") > 6):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -73,7 +73,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measurements, "measure", watched)
-        assert run("build", "--architecture", "mobilenet_v1", "--out", out, *TINY, "--resume") == 0
+        assert run("build", "--run", trained, "--out", out, *TINY, "--resume") == 0
     return Killed(out, before, then)
 
 
@@ -98,7 +98,7 @@ def test_a_killed_build_measures_only_what_is_missing(killed: Killed) -> None:
 
 
 def test_a_table_says_what_it_was_measured_with_and_orders_the_extremes(built: Path) -> None:
-    space = architecture("mobilenet_v1").build(1000)
+    space = architecture("mobilenet_v1").build(10)
     table = load_latency_table(built, space)
     settings = {"runtime": "torch", "device": "cpu", "batch": 1, "threads": 1, "resolution": 32, "pad": 1}
     assert table.settings == settings
@@ -261,7 +261,7 @@ def test_a_search_meets_flops_params_and_latency_together_and_measures_what_it_f
     killed: Killed, copied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     search, table = tmp_path / "search", load_latency_table(killed.table)
-    least, full = table.legal_range(architecture("mobilenet_v1").build(1000))
+    least, full = table.legal_range(architecture("mobilenet_v1").build(10))
     limit = (least + full) / 2
     limits = ("--flops", "50%", "--params", "1.5M", "--latency", f"{limit:.6f}ms", "--latency-table", killed.table)
     shared = ("--run", copied, "--flops-resolution", "32", *TINY_SEARCH)
