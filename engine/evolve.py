@@ -120,7 +120,7 @@ def main(options: Evolve) -> None:
     budget = checked_budget(limits, costs.space, device)
     directory.check_output(out, options.resume, options.overwrite)
     ranks.begin(options, device)
-    scoring = open_scoring(run, device, memory, ScoringSettings.of(vars(options)))
+    scoring = open_scoring(run, run.data(device), memory, ScoringSettings.of(vars(options)))
     if run.steps_left:
         console.print(f"note: this PruningNet is not finished; {run.steps_left} steps of its training are missing")
 
@@ -158,7 +158,8 @@ def assist(options: Evolve, next_work: Callable[[], Any], answer: Callable[[Any]
     """What the other ranks do: score for rank 0."""
     device = use_device(options.device, options.backend)
     memory = parse_memory(options.memory, device)
-    scoring = open_scoring(open_run(options.run), device, memory, ScoringSettings.of(vars(options)))
+    run = open_run(options.run)
+    scoring = open_scoring(run, run.data(device), memory, ScoringSettings.of(vars(options)))
     serve(scoring, next_work, answer)
 
 

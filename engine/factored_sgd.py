@@ -11,15 +11,17 @@ Shape suffixes: S structures, N images, G genes, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor
 
 from engine.pruningnet import PruningNet, count_parameters
 from engine.run.optimizer import SGD
-from engine.space import IMAGE, Gene, Space, Width
+from engine.space import Gene, Space, Width
 from engine.space.recipe import Recipe
-from kernels import output_size, update_generators_
+from engine.trie import output_images
+from kernels import update_generators_
 
 FLOAT_BYTES = 4
 # Tensors as large as a convolution's output, at the peak of a step: autograd keeps two or three, others come and go.
@@ -106,12 +108,11 @@ def step_bytes(space: Space, batch: int, resolution: int) -> int:
 
     The largest structure takes about twice as much.
     """
-    sides, numbers = {IMAGE: resolution}, 0.0
+    convolved, _ = output_images(space, (batch, resolution, resolution))
+    numbers = 0.0
     for conv in space.convs:
-        side = output_size(sides[conv.source], conv.kernel, conv.stride)
         cout, cin = _mean_width(conv.cout), 1 if conv.depthwise else _mean_width(conv.cin)
-        numbers += KEPT_PER_CONV * batch * cout * side**2 + WEIGHT_COPIES * cout * cin * conv.kernel**2
-        sides[conv.name] = output_size(side, 3, 2) if conv.max_pool else side
+        numbers += KEPT_PER_CONV * cout * prod(convolved[conv.name]) + WEIGHT_COPIES * cout * cin * conv.kernel**2
     return int(FLOAT_BYTES * numbers)
 
 

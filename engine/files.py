@@ -69,3 +69,15 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is no {what}: it holds a {type(value).__name__}, not an object")
     return value
+
+
+def read_sealed(path: Path, what: str, schema: str, advice: str) -> dict[str, Any]:
+    """The JSON object in a file that states its ``schema`` and the ``digest`` of the rest of it, both checked.
+
+    Raises `UserError`, ending in ``advice``, if either is not as it should be.
+    """
+    content = read_json(path, what)
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    if content.get("schema") != schema or content.get("digest") != sha256_json(rest):
+        raise UserError(f"{path} is damaged or of another version: {advice}")
+    return content

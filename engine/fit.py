@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engine.correlation import kendall_tau, spearman_rho
 from engine.random import random_uniform, stream_key
 from engine.space import Space
 
@@ -35,14 +36,11 @@ def fit(layers_ms: Sequence[float], measured_ms: Sequence[float]) -> tuple[float
 
 
 def agreement(predicted: Tensor, measured: Tensor) -> dict[str, float]:
-    """Median and greatest relative error, and the rank correlations of Spearman and Kendall (ties are ignored)."""
+    """Median and greatest relative error, and the rank correlations of Spearman and Kendall."""
     error = (predicted / measured - 1).abs()
-    ranks = torch.stack([values.argsort().argsort().double() for values in (predicted, measured)])
-    above_p, above_m = ((values[:, None] - values).sign() for values in (predicted, measured))
-    pairs = len(measured) * (len(measured) - 1)
     return {
         "median_relative_error": float(error.median()),
         "greatest_relative_error": float(error.max()),
-        "spearman": float(torch.corrcoef(ranks)[0, 1]),
-        "kendall": float((above_p * above_m).sum()) / pairs,
+        "spearman": float(spearman_rho(predicted[None], measured[None])),
+        "kendall": float(kendall_tau(predicted[None], measured[None])),
     }

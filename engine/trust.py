@@ -84,7 +84,7 @@ def main(options: Trust) -> None:
 
     subjects = choose_subjects(
         search, options.structures, options.seed,
-        lambda genome_PG: _score(open_scoring(run, device, memory, settings), run.folder, genome_PG, console),
+        lambda genome_PG: _score(open_scoring(run, data, memory, settings), run.folder, genome_PG, console),
     )  # fmt: skip
     for subject in subjects:
         subject.structure.save(out / subject.name / "structure.json")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from engine.data import Data
 from engine.errors import UserError
 from engine.population import Scores, ScoringImages, score_passes, scoring_images
 from engine.pruningnet import PruningNet
@@ -59,9 +60,9 @@ class Scoring:
         return score_passes(self.net, genome_PG, self.images, self.memory, race, positions)
 
 
-def open_scoring(run: PruningNetRun, device: torch.device, memory: int, settings: Settings) -> Scoring:
-    """Open the PruningNet and the images of a run for scoring with these settings."""
-    data = run.data(device)
+def open_scoring(run: PruningNetRun, data: Data, memory: int, settings: Settings) -> Scoring:
+    """Open the PruningNet of a run for scoring with these settings on its opened images, where they live."""
+    device = data.device
     images = scoring_images(data, settings.calibration_images)
     keep_freed_memory()
     net = run.net(device, settings.divisor).to_precision(DTYPES[settings.precision])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.errors import UserError
 from engine.evolution import Origin, SearchState
-from engine.files import csv_text, read_json, sha256_json, write_atomically
+from engine.files import csv_text, read_sealed, sha256_json, write_atomically
 from engine.space.budget import Quantity
 
 SCHEMA = "metaprune.search/2"
@@ -70,10 +70,7 @@ def load_state(out: Path, identity: Identity, device: torch.device) -> SearchSta
     path = out / STATE
     if not path.exists():
         return None
-    content = read_json(path, "search state")
-    digest = content.pop("digest", None)
-    if content.get("schema") != SCHEMA or digest != sha256_json(content):
-        raise UserError(f"{path} is damaged or of another version: start the search anew with --overwrite")
+    content = read_sealed(path, "search state", SCHEMA, "start the search anew with --overwrite")
     for name, value in identity.items():
         if content.get(name) != value:
             raise UserError(f"{path} is of another {name}: start the search anew with --overwrite")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from engine.errors import UserError
 from engine.evolution import Origin
-from engine.files import read_json, sha256_json
+from engine.files import read_sealed
 from engine.run.directory import CONFIG, read_config
 from engine.run.search_state import COST_COLUMNS, SCHEMA, STATE
 from engine.space.costs import CostModel, cost_model
@@ -132,7 +132,7 @@ def load_search(folder: Path) -> Search:
         raise UserError(f"there is no search in {folder}: search with python -m engine.evolve, or give its folder")
     if not is_finished(folder):
         raise UserError(f"the search in {folder} is not finished: continue it with python -m engine.evolve --resume")
-    config, state_digest = read_config(folder), _state_digest(folder / STATE)
+    config, state = read_config(folder), read_sealed(folder / STATE, "search state", SCHEMA, "search again")
     structure = load_structure(folder / "structure.json")
     costs = cost_model(structure.space, structure.flops_resolution, structure.flops_convention)
     candidates = _read_candidates(folder / CANDIDATES, costs)
@@ -158,7 +158,7 @@ def load_search(folder: Path) -> Search:
         candidates=candidates,
         row=row,
         front=_read_front(folder / FRONT, costs) if (folder / FRONT).is_file() else None,
-        state_digest=state_digest,
+        state_digest=state["digest"],
         latency_table=config["resolved"].get("latency_table"),
     )
 
@@ -191,14 +191,6 @@ def _objectives(path: Path, resolved: dict[str, Any]) -> tuple[str, ...]:
     if not isinstance(objectives, list) or not all(isinstance(name, str) for name in objectives):
         raise UserError(f"{path} is damaged: objectives must be a list of names")
     return tuple(objectives)
-
-
-def _state_digest(path: Path) -> str:
-    content = read_json(path, "search state")
-    digest = content.pop("digest", None)
-    if content.get("schema") != SCHEMA or digest != sha256_json(content):
-        raise UserError(f"{path} is damaged or of another version: search again")
-    return str(digest)
 
 
 def _read_candidates(path: Path, costs: CostModel) -> Candidates:

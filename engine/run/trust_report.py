@@ -17,8 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from engine.correlation import Estimate, estimate, half_width, kendall_tau, resolution, spearman_rho
-from engine.errors import UserError
-from engine.files import csv_text, read_json, sha256_json, write_atomically
+from engine.files import csv_text, read_sealed, sha256_json, write_atomically
 from engine.run.subjects import CHOSEN, RANDOM, UNIFORM, Subject
 from engine.space.costs import format_count
 
@@ -104,11 +103,7 @@ def write_report(report: dict[str, Any], out: Path) -> None:
 
 def read_report(path: Path) -> dict[str, Any]:
     """Read and verify a ``trust.json``. Raises `UserError` if it is damaged or of another version."""
-    content = read_json(path, "trust report")
-    digest = content.pop("digest", None)
-    if content.get("schema") != SCHEMA or digest != sha256_json(content):
-        raise UserError(f"{path} is damaged or of another version: run python -m engine.trust --overwrite")
-    return content
+    return read_sealed(path, "trust report", SCHEMA, "run python -m engine.trust --overwrite")
 
 
 # -- what a person reads: the same words in the terminal and in a report ---------------------------------------------

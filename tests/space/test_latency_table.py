@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sealed import Content, refused_by, resealed
 from structures import genomes, names, random_genomes, space_of, tiny_space
 
 from engine.errors import UserError
-from engine.files import sha256_json
 from engine.layer_times import GridPlan, axis_points, find_step, kinds_of, make_grid, plan_grids
 from engine.space import Space
 from engine.space.latency_table import (
@@ -22,7 +23,6 @@ from engine.space.latency_table import (
     load_latency_table,
 )
 
-Content = dict[str, Any]
 Truth = Callable[[int, int], float]
 KIND = LayerKind(14, 1, 1, False, "relu", False, False, False)
 
@@ -178,19 +178,7 @@ def test_a_table_is_read_back_as_it_was_written(tmp_path_factory: pytest.TempPat
 
 def refused(path: Path, content: str | bytes, space: Space | None = None) -> str:
     """Write a file and return the one line with which it is refused."""
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    with pytest.raises(UserError) as error:
-        load_latency_table(path, space)
-    message = str(error.value)
-    assert len(message.splitlines()) == 1
-    assert str(path) in message
-    return message
-
-
-def resealed(content: Content) -> str:
-    """The file an attacker writes, who knows how the digest is made."""
-    content.pop("digest", None)
-    return json.dumps({**content, "digest": sha256_json(content)})
+    return refused_by(partial(load_latency_table, space=space), path, content)
 
 
 def put(*keys: Any, value: Any) -> Callable[[Content], None]:

@@ -8,15 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sealed import Content, refused_by, resealed
 from structures import genomes, names, space_of
 
 from engine.errors import UserError
-from engine.files import sha256_json
 from engine.space import rounded
 from engine.space.costs import cost_model
 from engine.space.structure import Structure, load_structure, make_structure
 
-Content = dict[str, Any]
 PROVENANCE: Content = {
     "score": {"correct": 300, "images": 360, "loss": 0.5, "split": "sub_validation"},
     "preprocessing": {"resolution": 32, "mean": [0.5, 0.5, 0.5]},
@@ -77,19 +76,7 @@ def test_a_failed_write_leaves_the_old_structure_whole(tmp_path: Path, monkeypat
 
 def refused(path: Path, content: str | bytes) -> str:
     """Write a file and return the one line with which it is refused."""
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    with pytest.raises(UserError) as error:
-        load_structure(path)
-    message = str(error.value)
-    assert len(message.splitlines()) == 1
-    assert str(path) in message
-    return message
-
-
-def resealed(content: Content) -> str:
-    """The file an attacker writes, who knows how the digest is made."""
-    content.pop("digest", None)
-    return json.dumps({**content, "digest": sha256_json(content)})
+    return refused_by(load_structure, path, content)
 
 
 def with_field(name: str, value: Any) -> Callable[[Content], None]:
