@@ -41,7 +41,9 @@ def stepper(net: PruningNet, optimizer: Optimizer, logits: Callable[[Tensor, Ten
     def step(number: int) -> None:
         generator = torch.Generator().manual_seed(number)
         genome_1G = torch.randint(net.space.choices, (1, len(net.space.genes)), generator=generator)
-        F.cross_entropy(logits(images, genome_1G), labels, label_smoothing=RECIPE.label_smoothing).backward()
+        F.cross_entropy(
+            logits(images, genome_1G).view(BATCH, CLASSES), labels, label_smoothing=RECIPE.label_smoothing
+        ).backward()
         optimizer.step(RECIPE.lr)
 
     return step

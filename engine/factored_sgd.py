@@ -48,14 +48,20 @@ class FactoredSGD:
         self.codes: list[Tensor] = []
         self.weights: list[list[Tensor]] = []
 
-    def logits(self, images_NCHW: Tensor, genome_SG: Tensor) -> Tensor:
-        """The net's training logits ``[N, classes]``; a backward pass ends at the generated weights."""
+    def logits(self, images_NCHW: Tensor, genome_SG: Tensor, *, shared: bool = False) -> Tensor:
+        """Training logits of S structures; a backward pass ends at the generated weights.
+
+        The N images are split among the structures in order, ``[S, N / S, classes]``, or all of them see the same
+        ones (``shared``), ``[S, N, classes]``.
+        """
         self.codes = self.net.all_codes(genome_SG)
         with torch.no_grad():
             self.weights = self.net.generate(genome_SG, self.codes)
         for weight in (weight for weights in self.weights for weight in weights):
             weight.requires_grad_()
-        return self.net.logits(images_NCHW, self.weights)
+        structures = len(genome_SG)
+        parts = [images_NCHW] * structures if shared else images_NCHW.chunk(structures)
+        return torch.stack([self.net.logits(part, [w[s] for w in self.weights]) for s, part in enumerate(parts)])
 
     def step(self, lr: float) -> None:
         """Apply what a backward pass has left, and drop it."""

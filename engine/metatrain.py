@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
@@ -113,8 +114,11 @@ def main(options: Metatrain) -> None:
 
 def _recipe(options: Metatrain, data: Data, paper: Recipe) -> Recipe:
     recipe = options.recipe(scaled(paper, len(data.subset("sub_train")), SMALL_DATA_LR))
-    if 2 * options.structures > recipe.batch:
-        raise UserError(f"--structures {options.structures}: each needs two images of the batch of {recipe.batch}")
+    if 2 * options.structures > recipe.batch or recipe.batch % options.structures:
+        raise UserError(
+            f"--structures {options.structures}: the batch of {recipe.batch} is split among them evenly, "
+            "two images each or more"
+        )
     return recipe
 
 
@@ -146,10 +150,11 @@ def _training(options: Metatrain, out: Path, space: Space, data: Data, recipe: R
     validated = _validation_genomes(space, options.seed, data.device)
     genes = len(space.genes)
 
-    def logits(images_NCHW: Tensor, step: int) -> Tensor:
+    def loss(images_NCHW: Tensor, labels_N: Tensor, step: int) -> Tensor:
         key = stream_key(options.seed, "structure", step)
         genome_SG = random_integers(key, space.choices, (options.structures, genes), data.device)
-        return optimizer.logits(images_NCHW, genome_SG)
+        logits_SNK = optimizer.logits(images_NCHW, genome_SG)
+        return F.cross_entropy(logits_SNK.flatten(0, 1), labels_N, label_smoothing=recipe.label_smoothing)
 
     def validate() -> dict[str, float]:
         scores = population.score(net, validated, scored)
@@ -171,7 +176,7 @@ def _training(options: Metatrain, out: Path, space: Space, data: Data, recipe: R
         seed=options.seed,
         data=data,
         images=images,
-        logits=logits,
+        loss=loss,
         optimizer=optimizer,
         validate=validate,
         validate_every=max(epoch, LEAST_STEPS_BETWEEN_VALIDATIONS),

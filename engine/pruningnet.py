@@ -123,19 +123,15 @@ class PruningNet(nn.Module):
 
     def forward(self, images_NCHW: Tensor, genome_SG: Tensor) -> Tensor:
         """Training logits ``[N, classes]`` of S subnetworks, among whom the images are split in order."""
-        return self.logits(images_NCHW, self.generate(genome_SG))
+        weights, parts = self.generate(genome_SG), images_NCHW.tensor_split(len(genome_SG))
+        return torch.cat([self.logits(part, [w[s] for w in weights]) for s, part in enumerate(parts)])
 
-    def logits(self, images_NCHW: Tensor, weights: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Training logits ``[N, classes]`` with the weights that `generate` gave: the images are split in order.
+    def logits(self, images_NCHW: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """Training logits ``[N, classes]`` of one subnetwork: dense weights, one tensor a convolution.
 
-        Every convolution is normalised by the statistics of its own images (training-mode BatchNorm without
-        parameters), as in the paper, where S is 1.
+        Every convolution is normalised by the statistics of these images (training-mode BatchNorm without
+        parameters). This is the definition of the forward pass of training, in plain PyTorch.
         """
-        parts = images_NCHW.tensor_split(len(weights[0]))
-        logits = [self._run(part, [w[s] for w in weights]) for s, part in enumerate(parts)]
-        return torch.cat(logits)
-
-    def _run(self, images_NCHW: Tensor, weights: Sequence[Tensor]) -> Tensor:
         tensors = {IMAGE: images_NCHW}
         for conv, weight in zip(self.space.convs, weights, strict=True):
             x = tensors[conv.source]

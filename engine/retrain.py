@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
@@ -142,8 +143,8 @@ def from_scratch(options: TrainingOptions, structure: Structure, out: Path, data
         torch.manual_seed(options.seed)
         net = PrunedNet(structure.convolutions, structure.classes).to(data.device)
 
-    def logits(images_NCHW: Tensor, step: int) -> Tensor:
-        return net(images_NCHW)
+    def loss(images_NCHW: Tensor, labels_N: Tensor, step: int) -> Tensor:
+        return F.cross_entropy(net(images_NCHW), labels_N, label_smoothing=recipe.label_smoothing)
 
     def validate() -> dict[str, float]:
         return {"test": 100 * float(right_answers(net, data).double().mean())}
@@ -156,7 +157,7 @@ def from_scratch(options: TrainingOptions, structure: Structure, out: Path, data
         seed=options.seed,
         data=data,
         images=images,
-        logits=logits,
+        loss=loss,
         optimizer=SGD(net.named_parameters(), recipe),
         validate=validate,
         validate_every=steps,

@@ -40,7 +40,7 @@ def train(net: PruningNet, optimizer: Optimizer, steps: range, structures: int =
     for step in steps:
         images, labels = batch(net.space, step)
         logits = optimizer.logits if isinstance(optimizer, FactoredSGD) else net
-        found = logits(images.to(net.precision), random_genomes(net.space, structures, step))
+        found = logits(images.to(net.precision), random_genomes(net.space, structures, step)).reshape(len(labels), -1)
         loss = F.cross_entropy(found, labels, label_smoothing=0.1)
         loss.backward()
         optimizer.step(0.1 * (1 - step / 50))
@@ -98,7 +98,7 @@ def test_no_gradient_of_a_basis_is_ever_made() -> None:
     net = net_of(tiny_space(), None, torch.float32)
     optimizer = FactoredSGD(net, recipe())
     images, labels = batch(net.space, 0)
-    F.cross_entropy(optimizer.logits(images, random_genomes(net.space, 1)), labels).backward()
+    F.cross_entropy(optimizer.logits(images, random_genomes(net.space, 1))[0], labels).backward()
     assert all(parameter.grad is None for parameter in optimizer.generated.values())
     before = {name: parameter.clone() for name, parameter in net.named_parameters()}
     optimizer.step(0.1)
@@ -155,6 +155,6 @@ def test_the_memory_of_a_step_has_room_for_what_autograd_keeps_of_the_middle_str
     images = torch.randn(4, 3, 64, 64)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         logits = optimizer.logits(images, space.uniform_choice(space.choices // 2))
-    assert logits.shape == (4, 10)
+    assert logits.shape == (1, 4, 10)
     # The rest: copies of the weights, gradients, and what comes and goes.
     assert sum(kept.values()) <= step_bytes(space, batch=4, resolution=64) <= 3 * sum(kept.values())

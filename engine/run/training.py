@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -51,9 +50,9 @@ class NonFiniteLossError(RuntimeError):
 class Training:
     """What is trained, on what, and for how long.
 
-    ``logits(images, step)`` gives ``[N, classes]``, and after a backward pass through a loss of them
-    ``optimizer.step(lr)`` trains the module; ``validate()`` gives true accuracies in percent by name and is
-    called every ``validate_every`` steps and at the end. ``manifest`` is stored with every checkpoint.
+    ``loss(images, labels, step)`` is a number, and after a backward pass through it ``optimizer.step(lr)`` trains the
+    module; ``validate()`` gives true accuracies in percent by name and is called every ``validate_every`` steps and at
+    the end. ``manifest`` is stored with every checkpoint.
     """
 
     run: Path
@@ -63,7 +62,7 @@ class Training:
     seed: int
     data: Data
     images: ImageSet
-    logits: Callable[[Tensor, int], Tensor]
+    loss: Callable[[Tensor, Tensor, int], Tensor]
     optimizer: Optimizer
     validate: Callable[[], dict[str, float]]
     validate_every: int
@@ -144,8 +143,7 @@ def _check_provenance(training: Training, latest: Checkpoint) -> None:
 
 def _step(training: Training, images: Tensor, labels: Tensor, step: int) -> float:
     """One update; returns the loss. Raises `NonFiniteLossError` before anything is changed."""
-    logits = training.logits(images, step)
-    loss = F.cross_entropy(logits, labels, label_smoothing=training.recipe.label_smoothing)
+    loss = training.loss(images, labels, step)
     value = loss.item()
     if not math.isfinite(value):
         raise NonFiniteLossError(

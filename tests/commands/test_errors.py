@@ -23,6 +23,7 @@ BAD_METATRAIN = {
     "a negative interval": (("--checkpoint-minutes", "-1"), "a number from 0"),
     "no structures": (("--structures", "0"), "at least 1"),
     "more structures than images": (("--structures", "33", "--batch", "64"), "two images"),
+    "a batch that does not split": (("--structures", "3", "--batch", "64"), "evenly"),
     "no hidden units": (("--hidden", "0"), "at least 1"),
     "no calibration": (("--calibration-images", "0"), "at least 1"),
     "a negative seed": (("--seed", "-1"), "at least 0"),
