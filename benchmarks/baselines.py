@@ -1,4 +1,4 @@
-"""What population scoring is compared with: the original implementation's way, and the best of PyTorch one by one.
+"""What scoring and meta-training are compared with: the original implementation's way, and the best of PyTorch.
 
 Legend: G genes, N images, C channels, H W size.
 """
@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from engine.population import ScoringImages
 from engine.pruned import ConvBlock, PrunedNet
 from engine.pruningnet import PruningNet
+from engine.space.recipe import Recipe
 from engine.space.structure import convolutions
 
 # Freezing makes the weights constants, so that oneDNN packs them ahead of time and takes activations and shortcuts into
@@ -48,7 +49,7 @@ def score_the_papers_way(
 
     def logits(images_NCHW: Tensor) -> Tensor:
         for index, block in enumerate(blocks):
-            block.conv.weight.data = _full_size_then_cropped(net, index, genome_G, block.conv)
+            block.conv.weight.data = _full_size_then_cropped(net, index, genome_G, *block.conv.weight.shape[:2])
         return network(images_NCHW)
 
     network.train()
@@ -61,13 +62,40 @@ def score_the_papers_way(
     return correct
 
 
-def _full_size_then_cropped(net: PruningNet, index: int, genome_G: Tensor, conv: nn.Conv2d) -> Tensor:
+def train_the_papers_way(net: PruningNet, recipe: Recipe) -> Callable[[Tensor, Tensor, Tensor], float]:
+    """A training step ``(images, labels, genome_G) -> loss`` as the original implementation of MetaPruning does it.
+
+    The weights of all layers are generated at full width and cropped; autograd makes the gradient of every basis, as
+    large as the basis, and `torch.optim.SGD` applies it. Eager, the layout of the images (the original: contiguous
+    NCHW).
+    """
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+
+    def step(images_NCHW: Tensor, labels_N: Tensor, genome_G: Tensor) -> float:
+        weights = [
+            _full_size_then_cropped(
+                net, index, genome_G, conv["out_channels"], 1 if conv["depthwise"] else conv["in_channels"]
+            )
+            for index, conv in enumerate(convolutions(net.space, genome_G))
+        ]
+        loss = F.cross_entropy(net.logits(images_NCHW, weights), labels_N, label_smoothing=recipe.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def _full_size_then_cropped(net: PruningNet, index: int, genome_G: Tensor, cout: int, cin: int) -> Tensor:
     """Weights ``[O, I, kh, kw]`` of one convolution: a strided view into those of the unpruned one."""
     layer = net.layer(index)
     code_H = net.codes(index, genome_G[None])[0]
     weight = F.linear(code_H, layer.basis.flatten(0, 2), layer.bias.flatten())
-    channels_out, channels_in, kernel, _ = conv.weight.shape
-    return weight.view(*layer.bias.shape[:2], kernel, kernel)[:channels_out, :channels_in]
+    kernel = net.space.convs[index].kernel
+    return weight.view(*layer.bias.shape[:2], kernel, kernel)[:cout, :cin]
 
 
 @torch.no_grad()

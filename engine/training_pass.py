@@ -1,0 +1,130 @@
+"""The forward pass of training for S structures at once, through the ragged ops, under autograd.
+
+A convolution leaves its output as it is, with the sums of its channels; whoever reads it normalises and activates on
+reading, and a shortcut or a pooling on the way. So a training step keeps one tensor for each convolution, and the
+gradient of BatchNorm flows through the sums. `engine.pruningnet.PruningNet.logits` is the definition.
+
+Shape suffixes: S structures, N images of a structure, G genes, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import kernels
+from engine.pruningnet import NORM_EPSILON, PruningNet
+from engine.space import IMAGE, IMAGE_CHANNELS, Conv
+from engine.trie import materialised
+from kernels import layout
+from kernels.layout import Image
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a convolution left: ``[S, slot]`` of images (N, H, W), and the normalisation that its readers apply."""
+
+    buffer: Tensor
+    image: Image
+    scale_SC: Tensor | None = None
+    shift_SC: Tensor | None = None
+    activation: str = "none"
+
+
+def training_logits(
+    net: PruningNet, weights: Sequence[Tensor], genome_SG: Tensor, images_NCHW: Tensor, *, shared: bool = False
+) -> Tensor:
+    """Logits ``[S, N, classes]`` with packed weights, ``[S, slot]`` of every convolution at its `slot_widths`.
+
+    The images are split among the structures in order, and S divides their number; or all see the same (``shared``).
+    """
+    return _Pass(net, genome_SG, images_NCHW, shared).run(weights)
+
+
+def slot_widths(net: PruningNet, conv: Conv, genome_SG: Tensor) -> tuple[Tensor, Tensor]:
+    """Channels in and out of a convolution, int32 ``[S]`` each."""
+    widths_SG = net.space.gene_widths(genome_SG).int()
+    return net.space.width_of(conv.cin, widths_SG), net.space.width_of(conv.cout, widths_SG)
+
+
+class _Pass:
+    def __init__(self, net: PruningNet, genome_SG: Tensor, images_NCHW: Tensor, shared: bool) -> None:
+        self.net, self.space = net, net.space
+        structures = len(genome_SG)
+        self.widths_SG = net.space.gene_widths(genome_SG).int()
+        self.own_S = torch.arange(structures, dtype=torch.int32, device=genome_SG.device)
+        self.first_S = torch.zeros_like(self.own_S) if shared else self.own_S
+        parts = [images_NCHW] if shared else images_NCHW.chunk(structures)
+        n, _, height, width = parts[0].shape
+        self.tensors = {IMAGE: Activations(layout.pack_activations(parts, IMAGE_CHANNELS), (n, height, width))}
+        self.stored = materialised(net.space) | {net.space.convs[-1].name}
+
+    def run(self, weights: Sequence[Tensor]) -> Tensor:
+        for conv, weight in zip(self.space.convs, weights, strict=True):
+            self.tensors[conv.name] = self._layer(conv, weight)
+        last = self.space.convs[-1]
+        features, linear = self.tensors[last.name], self.net.classifier
+        widths = self.space.width_of(last.cout, self.widths_SG).tolist()
+        dense = layout.unpack_activations(features.buffer, widths, features.image)
+        return torch.stack(
+            [
+                F.linear(x.mean(dim=(2, 3), dtype=linear.weight.dtype), linear.weight[:, :channels], linear.bias)
+                for x, channels in zip(dense, widths, strict=True)
+            ]
+        )
+
+    def _layer(self, conv: Conv, weight: Tensor) -> Activations:
+        x = self.tensors[conv.source]
+        cin_S, cout_S = (self.space.width_of(w, self.widths_SG) for w in (conv.cin, conv.cout))
+        cin, cout = int(cin_S.max()), int(cout_S.max())
+        source_S = self.first_S if conv.source == IMAGE else self.own_S
+        shared: dict[str, Any] = {
+            "weight_source_S": self.own_S, "image": x.image, "kernel": conv.kernel, "stride": conv.stride,
+            "input_scale_LC": x.scale_SC, "input_shift_LC": x.shift_SC, "input_activation": x.activation,
+            "statistics": True,
+        }  # fmt: skip
+        if conv.depthwise:
+            y, sums = kernels.ragged_depthwise(x.buffer, weight, cout_S, source_S, max_channels=cout, **shared)
+        else:
+            y, sums = kernels.ragged_conv(
+                x.buffer, weight, cin_S, cout_S, source_S, max_cin=cin, max_cout=cout, **shared
+            )
+        image = layout.output_image(x.image, conv.kernel, conv.stride)
+        scale_SC, shift_SC = _BatchNorm.apply(sums, image[0] * image[1] * image[2])
+        if conv.name not in self.stored:
+            return Activations(y, image, scale_SC, shift_SC, conv.activation)
+        shortcut = None if conv.shortcut is None else self.tensors[conv.shortcut].buffer
+        y = kernels.ragged_normalise(
+            y, scale_SC, shift_SC, cout_S, self.own_S, image=image, max_channels=cout, activation=conv.activation,
+            shortcut=shortcut, shortcut_source_S=None if shortcut is None else self.own_S,
+        )  # fmt: skip
+        if conv.max_pool:
+            y = kernels.ragged_max_pool(y, cout_S, self.own_S, image=image, max_channels=cout)
+            image = layout.output_image(image, 3, 2)
+        return Activations(y, image)
+
+
+class _BatchNorm(torch.autograd.Function):
+    """Scale and shift ``[S, C]`` that normalise channels of these sums and sums of squares ``[S, 2, C]``."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        mean, square = (sums / count).unbind(1)
+        scale = (square - mean * mean).clamp_(min=0).add_(NORM_EPSILON).rsqrt_()
+        ctx.save_for_backward(mean, scale)
+        ctx.count = count
+        return scale.float(), (mean * scale).neg_().float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        mean, scale = ctx.saved_tensors
+        d_scale, d_shift = (grad.double() for grad in grads)
+        # shift = -mean · scale, scale = (square - mean² + ε)^-½
+        d_square = (d_scale - mean * d_shift) * scale**3 * -0.5
+        d_mean = -scale * d_shift - 2 * mean * d_square
+        return torch.stack([d_mean, d_square], dim=1).div_(ctx.count), None
