@@ -76,10 +76,21 @@ def test_update_generators(benchmark: Any, copy_bandwidth: float, in_place_bandw
     def with_products(basis: Tensor, bias: Tensor, codes: Tensor) -> Tensor:
         return basis[:o, :i] @ codes[0] + bias[:o, :i]
 
+    packed = kernels.pack_weights([grad.unflatten(2, (side, side))], max_cin, max_cout, depthwise)
     state = basis.clone(), bias.clone(), torch.zeros_like(basis), torch.zeros_like(bias)
 
     def run() -> Tensor:
-        return kernels.update_generators_(*state, codes, [grad], lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+        return kernels.update_generators_(
+            *state,
+            codes,
+            packed,
+            cin_S,
+            cout_S,
+            depthwise=depthwise,
+            lr=LR,
+            momentum=MOMENTUM,
+            weight_decay=WEIGHT_DECAY,
+        )
 
     dense = [Dense(basis, bias, generate) for generate in (with_kernel, with_products)]
     steps = [each.update(codes, grad) for each in dense]

@@ -46,7 +46,8 @@ class FactoredSGD:
         self.rest = SGD(((n, p) for n, p in net.named_parameters() if n not in self.generated), recipe)
         self.generated_momentum: dict[str, Tensor] = {}
         self.codes: list[Tensor] = []
-        self.weights: list[list[Tensor]] = []
+        self.weights: list[Tensor] = []
+        self.widths: list[tuple[Tensor, Tensor]] = []
 
     def logits(self, images_NCHW: Tensor, genome_SG: Tensor, *, shared: bool = False) -> Tensor:
         """Training logits of S structures; a backward pass ends at the generated weights.
@@ -55,27 +56,26 @@ class FactoredSGD:
         ones (``shared``), ``[S, N, classes]``.
         """
         self.codes = self.net.all_codes(genome_SG)
+        self.widths = self.net.widths(genome_SG)
         with torch.no_grad():
-            self.weights = self.net.generate(genome_SG, self.codes)
-        for weight in (weight for weights in self.weights for weight in weights):
+            self.weights = self.net.generate_packed(self.codes, self.widths)
+        for weight in self.weights:
             weight.requires_grad_()
-        structures = len(genome_SG)
+        dense, structures = self.net.unpack(self.weights, self.widths), len(genome_SG)
         parts = [images_NCHW] * structures if shared else images_NCHW.chunk(structures)
-        return torch.stack([self.net.logits(part, [w[s] for w in self.weights]) for s, part in enumerate(parts)])
+        return torch.stack([self.net.logits(part, [w[s] for w in dense]) for s, part in enumerate(parts)])
 
     def step(self, lr: float) -> None:
         """Apply what a backward pass has left, and drop it."""
         d_codes = [self._update(layer, lr) for layer in range(len(self.codes))]
         torch.autograd.backward(self.codes, d_codes)
         self.rest.step(lr)
-        self.codes, self.weights = [], []
+        self.codes, self.weights, self.widths = [], [], []
 
     def _update(self, layer: int, lr: float) -> Tensor:
         """Train one convolution's basis and bias; the gradient of its codes ``[S, H]``."""
-        grads = []
-        for weight in self.weights[layer]:
-            assert weight.grad is not None
-            grads.append(weight.grad.flatten(2).contiguous())
+        grad, (cin_S, cout_S) = self.weights[layer].grad, self.widths[layer]
+        assert grad is not None
         basis, bias = (f"generators.{layer}.{name}" for name in ("basis", "bias"))
         for name in (basis, bias):
             if name not in self.generated_momentum:
@@ -86,7 +86,10 @@ class FactoredSGD:
             self.generated_momentum[basis],
             self.generated_momentum[bias],
             self.codes[layer].detach(),
-            grads,
+            grad,
+            cin_S,
+            cout_S,
+            depthwise=self.net.space.convs[layer].depthwise,
             lr=lr,
             momentum=self.recipe.momentum,
             weight_decay=self.recipe.weight_decay,

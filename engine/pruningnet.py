@@ -108,18 +108,28 @@ class PruningNet(nn.Module):
         """Codes ``[S, H]`` of every convolution."""
         return [self.codes(layer, genome_SG) for layer in range(len(self.generators))]
 
-    def generate(self, genome_SG: Tensor, codes: Sequence[Tensor] | None = None) -> list[list[Tensor]]:
-        """Dense weights ``[O, I, kh, kw]`` of every convolution (outer list) of S subnetworks (inner list).
-
-        ``codes`` are `all_codes` of the genomes, where they are needed besides.
-        """
+    def widths(self, genome_SG: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Input and output channels `[S]`, int32, of every convolution."""
         gene_widths_SG = self.space.gene_widths(genome_SG).int()
-        weights = []
-        for layer, (conv, code_SH) in enumerate(zip(self.space.convs, codes or self.all_codes(genome_SG), strict=True)):
-            cin_S, cout_S = (self.space.width_of(w, gene_widths_SG) for w in (conv.cin, conv.cout))
-            packed = self.layer(layer)(code_SH, cin_S, cout_S)
-            weights.append(unpack_weights(packed, cin_S, cout_S, kernel=conv.kernel, depthwise=conv.depthwise))
-        return weights
+        width_of = self.space.width_of
+        return [(width_of(c.cin, gene_widths_SG), width_of(c.cout, gene_widths_SG)) for c in self.space.convs]
+
+    def generate(self, genome_SG: Tensor) -> list[list[Tensor]]:
+        """Dense weights ``[O, I, kh, kw]`` of every convolution (outer list) of S subnetworks (inner list)."""
+        widths = self.widths(genome_SG)
+        return self.unpack(self.generate_packed(self.all_codes(genome_SG), widths), widths)
+
+    def generate_packed(self, codes: Sequence[Tensor], widths: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Packed weights ``[S, slot]`` of every convolution, from `all_codes` and `widths`."""
+        given = enumerate(zip(codes, widths, strict=True))
+        return [self.layer(layer)(code_SH, *width) for layer, (code_SH, width) in given]
+
+    def unpack(self, packed: Sequence[Tensor], widths: Sequence[tuple[Tensor, Tensor]]) -> list[list[Tensor]]:
+        """What `generate` returns of what `generate_packed` does, as differentiable views."""
+        return [
+            unpack_weights(weight, cin_S, cout_S, kernel=conv.kernel, depthwise=conv.depthwise)
+            for conv, weight, (cin_S, cout_S) in zip(self.space.convs, packed, widths, strict=True)
+        ]
 
     def forward(self, images_NCHW: Tensor, genome_SG: Tensor) -> Tensor:
         """Training logits ``[N, classes]`` of S subnetworks, among whom the images are split in order."""

@@ -39,24 +39,18 @@ class Activations:
 def training_logits(
     net: PruningNet, weights: Sequence[Tensor], genome_SG: Tensor, images_NCHW: Tensor, *, shared: bool = False
 ) -> Tensor:
-    """Logits ``[S, N, classes]`` with packed weights, ``[S, slot]`` of every convolution at its `slot_widths`.
+    """Logits ``[S, N, classes]`` with the packed weights ``[S, slot]`` of every convolution (`PruningNet.generate_packed`).
 
     The images are split among the structures in order, and S divides their number; or all see the same (``shared``).
     """
     return _Pass(net, genome_SG, images_NCHW, shared).run(weights)
 
 
-def slot_widths(net: PruningNet, conv: Conv, genome_SG: Tensor) -> tuple[Tensor, Tensor]:
-    """Channels in and out of a convolution, int32 ``[S]`` each."""
-    widths_SG = net.space.gene_widths(genome_SG).int()
-    return net.space.width_of(conv.cin, widths_SG), net.space.width_of(conv.cout, widths_SG)
-
-
 class _Pass:
     def __init__(self, net: PruningNet, genome_SG: Tensor, images_NCHW: Tensor, shared: bool) -> None:
         self.net, self.space = net, net.space
         structures = len(genome_SG)
-        self.widths_SG = net.space.gene_widths(genome_SG).int()
+        self.widths = net.widths(genome_SG)
         self.own_S = torch.arange(structures, dtype=torch.int32, device=genome_SG.device)
         self.first_S = torch.zeros_like(self.own_S) if shared else self.own_S
         parts = [images_NCHW] if shared else images_NCHW.chunk(structures)
@@ -65,11 +59,11 @@ class _Pass:
         self.stored = materialised(net.space) | {net.space.convs[-1].name}
 
     def run(self, weights: Sequence[Tensor]) -> Tensor:
-        for conv, weight in zip(self.space.convs, weights, strict=True):
-            self.tensors[conv.name] = self._layer(conv, weight)
+        for conv, weight, width_S in zip(self.space.convs, weights, self.widths, strict=True):
+            self.tensors[conv.name] = self._layer(conv, weight, *width_S)
         last = self.space.convs[-1]
         features, linear = self.tensors[last.name], self.net.classifier
-        widths = self.space.width_of(last.cout, self.widths_SG).tolist()
+        widths = self.widths[-1][1].tolist()
         dense = layout.unpack_activations(features.buffer, widths, features.image)
         return torch.stack(
             [
@@ -78,9 +72,8 @@ class _Pass:
             ]
         )
 
-    def _layer(self, conv: Conv, weight: Tensor) -> Activations:
+    def _layer(self, conv: Conv, weight: Tensor, cin_S: Tensor, cout_S: Tensor) -> Activations:
         x = self.tensors[conv.source]
-        cin_S, cout_S = (self.space.width_of(w, self.widths_SG) for w in (conv.cin, conv.cout))
         cin, cout = int(cin_S.max()), int(cout_S.max())
         source_S = self.first_S if conv.source == IMAGE else self.own_S
         shared: dict[str, Any] = {

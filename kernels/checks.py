@@ -282,30 +282,24 @@ def update_generators_(
     basis_momentum: Tensor,
     bias_momentum: Tensor,
     codes: Tensor,
-    grads: Sequence[Tensor],
+    grad: Tensor,
+    cin: Tensor,
+    cout: Tensor,
+    depthwise: bool,
     lr: float,
     momentum: float,
     weight_decay: float,
 ) -> None:
     torch._check(
-        basis.dim() == 4 and min(basis.shape) >= 1,
-        lambda: f"basis must be [O, I, K, H] and not empty, got {list(basis.shape)}",
+        basis.dtype in (torch.float32, torch.float64),
+        lambda: f"basis must be torch.float32 or torch.float64, got {basis.dtype}",
     )
-    o, i, taps, hidden = basis.shape
-    dtypes = (torch.float32, torch.float64)
-    _expect("basis", basis, basis.shape, dtypes, basis, "= [O, I, K, H] ")
-    _expect("bias", bias, (o, i, taps), (basis.dtype,), basis, "= [O, I, K] ")
+    generate_weights(basis, bias, codes, cin, cout, depthwise)
+    o, i, taps, _ = basis.shape
     _expect("basis_momentum", basis_momentum, basis.shape, (basis.dtype,), basis, "= [O, I, K, H] ")
     _expect("bias_momentum", bias_momentum, bias.shape, (basis.dtype,), basis, "= [O, I, K] ")
-    torch._check(len(grads) >= 1, lambda: "grads must hold one tensor for each of S subnetworks, S at least 1")
-    _expect("codes", codes, (len(grads), hidden), (basis.dtype,), basis, "= [S, H] ")
-    for s, grad in enumerate(grads):
-        name = f"grads[{s}]"
-        torch._check(
-            grad.dim() == 3 and 1 <= grad.shape[0] <= o and 1 <= grad.shape[1] <= i,
-            lambda name=name, grad=grad: f"{name} must be [1..{o}, 1..{i}, {taps}], got {list(grad.shape)}",
-        )
-        _expect(name, grad, (*grad.shape[:2], taps), (basis.dtype,), basis, "= [O_s, I_s, K] ")
+    slot = weight_slot(i, o, isqrt(taps), basis.dtype, depthwise)
+    _expect("grad", grad, (len(codes), slot), (basis.dtype,), basis, "= [S, slot] ")
     for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
         torch._check(
             0 <= value < inf, lambda name=name, value=value: f"{name} must be a finite number from 0, got {value}"

@@ -310,8 +310,11 @@ def update_generators_(
     basis_momentum_OIKH: Tensor,
     bias_momentum_OIK: Tensor,
     codes_SH: Tensor,
-    grads: Sequence[Tensor],
+    grad: Tensor,
+    cin_S: Tensor,
+    cout_S: Tensor,
     *,
+    depthwise: bool = False,
     lr: float,
     momentum: float,
     weight_decay: float,
@@ -320,9 +323,10 @@ def update_generators_(
 
         m ← momentum · m + Σ_s g[s] ⊗ codes[s] + weight_decay · basis        basis ← basis - lr · m
 
-    and likewise for the bias, without the codes. `grads` holds the gradients of the S generated weights, each as
-    large as its crop, `[O_s, I_s, K]` (`[C_s, 1, K]` if depthwise); outside it g[s] is zero. All tensors are of
-    one dtype, float32 or float64. It is `torch.optim.SGD`, whose first step is that with a momentum of zeros.
+    and likewise for the bias, without the codes. `grad` `[S, slot]` holds the gradients of the S generated weights,
+    packed as `generate_weights` returns those; its pad channels are not read, and outside the crop g[s] is zero.
+    All tensors are of one dtype, float32 or float64. It is `torch.optim.SGD`, whose first step is that with a
+    momentum of zeros.
 
     Returns the gradient of the codes `[S, H]`, Σ_{o,i,k} g[s,o,i,k] · basis[o,i,k] of the basis before the step.
     Nothing of this is recorded for autograd.
@@ -335,7 +339,10 @@ def update_generators_(
             basis_momentum_OIKH,
             bias_momentum_OIK,
             codes_SH,
-            list(grads),
+            grad,
+            cin_S,
+            cout_S,
+            depthwise,
             lr,
             momentum,
             weight_decay,

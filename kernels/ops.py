@@ -259,7 +259,7 @@ _declare(
 _declare(
     "update_generators_",
     "Tensor(a!) basis, Tensor(b!) bias, Tensor(c!) basis_momentum, Tensor(d!) bias_momentum, Tensor codes, "
-    "Tensor[] grads, float lr, float momentum, float weight_decay",
+    "Tensor grad, Tensor cin, Tensor cout, bool depthwise, float lr, float momentum, float weight_decay",
     "Tensor",
     update_generators_reference,
     lambda basis, bias, basis_momentum, bias_momentum, codes, *_: torch.empty_like(codes),
