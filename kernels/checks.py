@@ -194,6 +194,46 @@ def ragged_depthwise(
     _prologue(x, max_channels, input_scale, input_shift, input_activation)
 
 
+def ragged_depthwise_backward(
+    grad_y: Tensor | None,
+    grad_sums: Tensor | None,
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    channels: Tensor,
+    source: Tensor,
+    weight_source: Tensor,
+    image: Image,
+    kernel: int,
+    stride: int,
+    max_channels: int,
+    input_scale: Tensor | None,
+    input_shift: Tensor | None,
+    input_activation: str,
+    needs_x: bool,
+) -> None:
+    forward = (x, weight, channels, source, weight_source, image, kernel, stride, max_channels)
+    ragged_depthwise(*forward, None, None, "none", input_scale, input_shift, input_activation, True)
+    _output_gradients(grad_y, grad_sums, y, x, output_image(image, kernel, stride), channels.shape[0], max_channels)
+
+
+def _output_gradients(
+    grad_y: Tensor | None,
+    grad_sums: Tensor | None,
+    y: Tensor,
+    x: Tensor,
+    out_image: Image,
+    count: int,
+    max_channels: int,
+) -> None:
+    """The output of a bare convolution, and the gradients of it and of its sums, if there are any."""
+    for name, tensor in (("y", y), ("grad_y", grad_y)):
+        if tensor is not None:
+            _expect(name, tensor, (count, activation_slot(out_image, max_channels)), (x.dtype,), x, "= [S, slot] ")
+    if grad_sums is not None:
+        _expect("grad_sums", grad_sums, (count, 2, max_channels), (torch.float64,), x, "= [S, 2, max channels] ")
+
+
 def fused_block(
     x: Tensor,
     channels: Tensor,
@@ -254,12 +294,47 @@ def ragged_normalise(
     _shortcut(x, activation_slot(image, max_channels), s, shortcut, shortcut_source)
 
 
+def ragged_normalise_backward(
+    grad: Tensor,
+    y: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    channels: Tensor,
+    source: Tensor,
+    image: Image,
+    max_channels: int,
+    activation: str,
+    shortcut: Tensor | None,
+    shortcut_source: Tensor | None,
+) -> None:
+    forward = (x, scale, shift, channels, source, image, max_channels, activation)
+    ragged_normalise(*forward, shortcut, shortcut_source)
+    for name, tensor in (("grad", grad), ("y", y)):
+        _expect(name, tensor, (channels.shape[0], x.shape[1]), (x.dtype,), x, "= [S, slot] ")
+
+
 def ragged_max_pool(
     x: Tensor, channels: Tensor, source: Tensor, image: Image, kernel: int, stride: int, max_channels: int
 ) -> None:
     _window(kernel, stride)
     _activations(x, image, max_channels)
     _indices(x, _count(channels, "channels"), channels=channels, source=source)
+
+
+def ragged_max_pool_backward(
+    grad: Tensor,
+    x: Tensor,
+    channels: Tensor,
+    source: Tensor,
+    image: Image,
+    kernel: int,
+    stride: int,
+    max_channels: int,
+) -> None:
+    ragged_max_pool(x, channels, source, image, kernel, stride, max_channels)
+    slot = activation_slot(output_image(image, kernel, stride), max_channels)
+    _expect("grad", grad, (channels.shape[0], slot), (x.dtype,), x, "= [S, slot] ")
 
 
 def score_logits(

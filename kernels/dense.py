@@ -6,7 +6,7 @@ however many convolutions it goes.
 Legend: S subnetworks, N images, C or I channels in, O channels out, H W size.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -157,3 +157,19 @@ def finish(
     elif activation == "relu6":
         out = out.clamp_(0, 6)
     return out
+
+
+def vector_jacobian_products(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor | None], grads: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """The gradients of `inputs`, given those of the tensors `function(*inputs)`, by autograd.
+
+    None is not differentiated: among `grads` it stands for zero, among `inputs` the result is an empty tensor.
+    """
+    leaves = [None if tensor is None else tensor.detach().requires_grad_() for tensor in inputs]
+    with torch.enable_grad():
+        outputs = function(*leaves)
+    pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
+    tensors = [leaf for leaf in leaves if leaf is not None]
+    found = iter(torch.autograd.grad([p[0] for p in pairs], tensors, [p[1] for p in pairs], materialize_grads=True))
+    return [tensors[0].new_empty(0) if leaf is None else next(found) for leaf in leaves]

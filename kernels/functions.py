@@ -153,8 +153,8 @@ def ragged_depthwise(
     `[slots, weight_slot]` as `generate_weights(depthwise=True)` returns it; the other arguments are those of
     `ragged_conv`.
 
-    Returns y `[S, N·Ho·Wo·round_up(max_channels, 8)]` and the sums of `ragged_conv`. Differentiable in all
-    floating-point tensors, through y and through the sums.
+    Returns y `[S, N·Ho·Wo·round_up(max_channels, 8)]` and the sums of `ragged_conv`. Differentiable in x, weight,
+    input_scale and input_shift, through y and through the sums, if there is no scale, shift and activation.
     """
     return _call(
         "ragged_depthwise",

@@ -20,9 +20,9 @@ from kernels.fused_block.reference import fused_block_reference
 from kernels.generate_weights.reference import generate_weights_backward_reference, generate_weights_reference
 from kernels.layout import activation_slot, chained_image, output_image, weight_slot
 from kernels.ragged_conv.reference import ragged_conv_reference
-from kernels.ragged_depthwise.reference import ragged_depthwise_reference
-from kernels.ragged_max_pool.reference import ragged_max_pool_reference
-from kernels.ragged_normalise.reference import ragged_normalise_reference
+from kernels.ragged_depthwise.reference import ragged_depthwise_backward_reference, ragged_depthwise_reference
+from kernels.ragged_max_pool.reference import ragged_max_pool_backward_reference, ragged_max_pool_reference
+from kernels.ragged_normalise.reference import ragged_normalise_backward_reference, ragged_normalise_reference
 from kernels.score_logits.reference import score_logits_reference
 from kernels.update_generators.reference import update_generators_reference
 
@@ -78,17 +78,31 @@ def _define(name: str, schema: str, reference: Callable[..., Any], fake: Callabl
 
 def _differentiate(name: str, gradient: Callable[[str, tuple[Any, ...], tuple[Any, ...]], list[Any]]) -> None:
     """Register `gradient(namespace, inputs, output gradients) -> input gradients` in both namespaces."""
+    _register_backward(name, lambda namespace, inputs, _, grads, __: gradient(namespace, inputs, grads))
+
+
+def _register_backward(name: str, gradient: Callable[..., list[Any]], outputs: int = 0) -> None:
+    """Register the gradient of an op in both namespaces, which may use the first `outputs` results of the op.
+
+    It is called as `gradient(namespace, inputs, results, output gradients, which inputs need one)` and returns
+    the gradients of the inputs. An output that nobody used has the gradient None.
+    """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*(a if isinstance(a, Tensor) else None for a in inputs))
+        results = (output if isinstance(output, tuple) else (output,))[:outputs]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*results, *(a if isinstance(a, Tensor) else None for a in inputs))
         ctx.constants = [None if isinstance(a, Tensor) else a for a in inputs]
 
     for namespace in (NAMESPACE, REFERENCE_NAMESPACE):
 
-        def backward(ctx: Any, *grads: Tensor, namespace: str = namespace) -> tuple[Any, ...]:
-            saved = zip(ctx.saved_tensors, ctx.constants, strict=True)
-            inputs = tuple(constant if tensor is None else tensor.detach() for tensor, constant in saved)
-            return tuple(gradient(namespace, inputs, grads))
+        def backward(ctx: Any, *grads: Tensor | None, namespace: str = namespace) -> tuple[Any, ...]:
+            if all(grad is None for grad in grads):
+                return (None,) * len(ctx.constants)
+            saved = [None if tensor is None else tensor.detach() for tensor in ctx.saved_tensors]
+            pairs = zip(saved[outputs:], ctx.constants, strict=True)
+            inputs = tuple(constant if tensor is None else tensor for tensor, constant in pairs)
+            return tuple(gradient(namespace, inputs, saved[:outputs], grads, ctx.needs_input_grad))
 
         torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup_context)
 
@@ -204,8 +218,47 @@ _declare(
     "(Tensor, Tensor)",
     ragged_depthwise_reference,
     _ragged_depthwise_fake,
-    differentiable=("x", "weight", "scale", "shift", "input_scale", "input_shift"),
 )
+
+
+def _like(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """Tensors like these, empty for None."""
+    return tuple(x.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in tensors)
+
+
+def _ragged_depthwise_backward_fake(
+    grad_y: Tensor | None, grad_sums: Tensor | None, y: Tensor, x: Tensor, weight: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    *_, input_scale, input_shift, _, needs_x = rest
+    return _like(x, x, weight, input_scale, input_shift) if needs_x else _like(x, None, weight, None, None)
+
+
+def _ragged_depthwise_gradient(
+    namespace: str, inputs: tuple[Any, ...], results: Sequence[Tensor], grads: tuple[Any, ...], needed: Sequence[bool]
+) -> list[Any]:
+    *bare, scale, shift, activation, input_scale, input_shift, input_activation, _ = inputs
+    torch._check(
+        scale is None and shift is None and activation == "none",
+        lambda: "ragged_depthwise has a gradient only without scale, shift and activation",
+    )
+    backward = overload(namespace, "ragged_depthwise_backward")
+    prologue, needs_x = (input_scale, input_shift, input_activation), needed[0] or needed[12] or needed[13]
+    given = (None if grad is None else grad.contiguous() for grad in grads)
+    found = backward(*given, *results, *bare, *prologue, needs_x)
+    by_position = dict(zip((0, 1, 12, 13), found, strict=True))
+    return [by_position[i] if needed[i] and i in by_position else None for i in range(len(inputs))]
+
+
+_declare(
+    "ragged_depthwise_backward",
+    "Tensor? grad_y, Tensor? grad_sums, Tensor y, Tensor x, Tensor weight, Tensor channels, Tensor source, "
+    "Tensor weight_source, SymInt[] image, int kernel, int stride, int max_channels, Tensor? input_scale, "
+    "Tensor? input_shift, str input_activation, bool needs_x",
+    "(Tensor, Tensor, Tensor, Tensor)",
+    ragged_depthwise_backward_reference,
+    _ragged_depthwise_backward_fake,
+)
+_register_backward("ragged_depthwise", _ragged_depthwise_gradient, outputs=1)
 
 
 def _fused_block_fake(x: Tensor, channels: Tensor, *rest: Any) -> Tensor:
@@ -230,8 +283,27 @@ _declare(
     "Tensor",
     ragged_normalise_reference,
     lambda x, scale, *_: x.new_empty(scale.shape[0], x.shape[1]),
-    differentiable=("x", "scale", "shift", "shortcut"),
 )
+_declare(
+    "ragged_normalise_backward",
+    "Tensor grad, Tensor y, Tensor x, Tensor scale, Tensor shift, Tensor channels, Tensor source, SymInt[] image, "
+    "int max_channels, str activation, Tensor? shortcut, Tensor? shortcut_source",
+    "(Tensor, Tensor, Tensor, Tensor)",
+    ragged_normalise_backward_reference,
+    lambda grad, y, x, scale, shift, *rest: _like(x, x, scale, shift, rest[-2]),
+)
+
+
+def _ragged_normalise_gradient(
+    namespace: str, inputs: tuple[Any, ...], results: Sequence[Tensor], grads: tuple[Any, ...], needed: Sequence[bool]
+) -> list[Any]:
+    backward = overload(namespace, "ragged_normalise_backward")
+    found = backward(grads[0].contiguous(), results[0], *inputs)
+    by_position = dict(zip((0, 1, 2, 8), found, strict=True))
+    return [by_position[i] if needed[i] and i in by_position else None for i in range(len(inputs))]
+
+
+_register_backward("ragged_normalise", _ragged_normalise_gradient, outputs=1)
 
 _declare(
     "ragged_max_pool",
@@ -241,8 +313,22 @@ _declare(
     lambda x, channels, _, image, kernel, stride, max_channels: x.new_empty(
         channels.shape[0], activation_slot(output_image(image, kernel, stride), max_channels)
     ),
-    differentiable=("x",),
 )
+_declare(
+    "ragged_max_pool_backward",
+    "Tensor grad, Tensor x, Tensor channels, Tensor source, SymInt[] image, int kernel, int stride, int max_channels",
+    "Tensor",
+    ragged_max_pool_backward_reference,
+    lambda grad, x, *_: torch.empty_like(x),
+)
+
+
+def _ragged_max_pool_gradient(namespace: str, inputs: tuple[Any, ...], grads: tuple[Any, ...]) -> list[Any]:
+    backward = overload(namespace, "ragged_max_pool_backward")
+    return [backward(grads[0].contiguous(), *inputs), *(None for _ in inputs[1:])]
+
+
+_differentiate("ragged_max_pool", _ragged_max_pool_gradient)
 
 _declare(
     "score_logits",

@@ -20,6 +20,12 @@ inline std::int64_t expect_count(const char* name, const Tensor& tensor) {
     return tensor.size(0);
 }
 
+inline void expect_window(std::int64_t kernel, std::int64_t stride) {
+    constexpr std::int64_t kLimit = 1 << 15;
+    STD_TORCH_CHECK(kernel >= 1 && kernel <= kLimit && stride >= 1 && stride <= kLimit,
+                    "kernel and stride must be 1..", kLimit);
+}
+
 // Elements of one slot, image being (N, H, W).
 inline std::int64_t expect_slot(const std::vector<std::int64_t>& image, std::int64_t max_channels) {
     constexpr std::int64_t kLimit = std::numeric_limits<std::int32_t>::max();

@@ -68,9 +68,7 @@ struct Arguments {
             chain.stages == 0 ? chain.max_channels : chain.stage[chain.stages - 1].max_channels;
         const std::int32_t* in_channels =
             chain.stages == 0 ? chain.channels : chain.stage[chain.stages - 1].channels;
-        constexpr std::int64_t kLimit = 1 << 15;
-        STD_TORCH_CHECK(kernel >= 1 && kernel <= kLimit && stride >= 1 && stride <= kLimit,
-                        "kernel and stride must be 1..", kLimit);
+        expect_window(kernel, stride);
         STD_TORCH_CHECK(max_channels >= 1 && max_channels <= (1 << 24), "channels must be 1..", 1 << 24);
         Stage<T>& stage = chain.stage[chain.stages++];
         stage.depthwise = depthwise;

@@ -98,10 +98,16 @@ def arguments(dtype: torch.dtype, channels: list[int], image: tuple[int, int, in
     ]
 
 
+def bare_arguments(dtype: torch.dtype, channels: list[int]) -> list[Any]:
+    args = arguments(dtype, channels)
+    args[9:12] = [None, None, "none"]
+    return args
+
+
 def test_gradients_of_outputs_and_sums_are_exact() -> None:
-    args = arguments(torch.float64, [3, 9])
+    args = bare_arguments(torch.float64, [3, 9])
     positions = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.requires_grad]
-    assert positions == [0, 1, 9, 10, 12, 13]
+    assert positions == [0, 1, 12, 13]
 
     def outputs(*leaves: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(positions, leaves, strict=True))
@@ -111,9 +117,18 @@ def test_gradients_of_outputs_and_sums_are_exact() -> None:
     assert torch.autograd.gradcheck(outputs, tuple(args[i] for i in positions), fast_mode=True)
 
 
+@pytest.mark.parametrize(("position", "value"), [(9, torch.ones(3, 9)), (10, torch.ones(3, 9)), (11, "relu")])
+def test_there_is_no_gradient_through_what_follows_the_convolution(position: int, value: Any) -> None:
+    args = bare_arguments(torch.float32, [3, 9])
+    args[position] = value
+    y, _ = torch.ops.metaprune.ragged_depthwise(*args)
+    with pytest.raises(RuntimeError, match="a gradient only without scale, shift and activation"):
+        torch.autograd.grad(y, args[0], torch.ones_like(y))
+
+
 @pytest.mark.parametrize("namespace", ["metaprune", "metaprune_reference"])
 def test_the_op_is_registered_correctly(namespace: str) -> None:
-    args = arguments(torch.float32, [16, 16])
+    args = bare_arguments(torch.float32, [16, 16])
     torch.library.opcheck(getattr(torch.ops, namespace).ragged_depthwise.default, tuple(args))
 
 
