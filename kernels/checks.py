@@ -167,6 +167,48 @@ def ragged_conv(
     _prologue(x, max_cin, input_scale, input_shift, input_activation)
 
 
+def ragged_conv_backward(
+    grad_y: Tensor | None,
+    grad_sums: Tensor | None,
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    cin: Tensor,
+    cout: Tensor,
+    source: Tensor,
+    weight_source: Tensor,
+    image: Image,
+    kernel: int,
+    stride: int,
+    max_cin: int,
+    max_cout: int,
+    input_scale: Tensor | None,
+    input_shift: Tensor | None,
+    input_activation: str,
+    needs_x: bool,
+) -> None:
+    forward = (x, weight, cin, cout, source, weight_source, image, kernel, stride, max_cin, max_cout)
+    ragged_conv(*forward, None, None, "none", None, None, input_scale, input_shift, input_activation, True)
+    _output_gradients(grad_y, grad_sums, y, x, output_image(image, kernel, stride), cout.shape[0], max_cout)
+
+
+def _output_gradients(
+    grad_y: Tensor | None,
+    grad_sums: Tensor | None,
+    y: Tensor,
+    x: Tensor,
+    out_image: Image,
+    count: int,
+    max_channels: int,
+) -> None:
+    """The output of a bare convolution, and the gradients of it and of its sums, if there are any."""
+    for name, tensor in (("y", y), ("grad_y", grad_y)):
+        if tensor is not None:
+            _expect(name, tensor, (count, activation_slot(out_image, max_channels)), (x.dtype,), x, "= [S, slot] ")
+    if grad_sums is not None:
+        _expect("grad_sums", grad_sums, (count, 2, max_channels), (torch.float64,), x, "= [S, 2, max channels] ")
+
+
 def ragged_depthwise(
     x: Tensor,
     weight: Tensor,

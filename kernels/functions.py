@@ -97,8 +97,9 @@ def ragged_conv(
 
     Returns y `[S, N·Ho·Wo·round_up(max_cout, 8)]` and, if `statistics`, the float64 sums `[S, 2, max_cout]`:
     sum and sum of squares over N·Ho·Wo of the convolution before scale, shift, shortcut and activation, zero
-    from cout[s] on; otherwise an empty tensor. Differentiable in all floating-point tensors, through y and
-    through the sums.
+    from cout[s] on; otherwise an empty tensor. Without scale, shift, shortcut and activation it is
+    differentiable in `x`, `weight`, `input_scale_LC` and `input_shift_LC`, through y and through the sums; with
+    one of them a gradient raises `RuntimeError`.
     """
     return _call(
         "ragged_conv",

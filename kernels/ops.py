@@ -19,7 +19,7 @@ from kernels import checks
 from kernels.fused_block.reference import fused_block_reference
 from kernels.generate_weights.reference import generate_weights_backward_reference, generate_weights_reference
 from kernels.layout import activation_slot, chained_image, output_image, weight_slot
-from kernels.ragged_conv.reference import ragged_conv_reference
+from kernels.ragged_conv.reference import ragged_conv_backward_reference, ragged_conv_reference
 from kernels.ragged_depthwise.reference import ragged_depthwise_backward_reference, ragged_depthwise_reference
 from kernels.ragged_max_pool.reference import ragged_max_pool_backward_reference, ragged_max_pool_reference
 from kernels.ragged_normalise.reference import ragged_normalise_backward_reference, ragged_normalise_reference
@@ -200,8 +200,46 @@ _declare(
     "(Tensor, Tensor)",
     ragged_conv_reference,
     _ragged_conv_fake,
-    differentiable=("x", "weight", "scale", "shift", "shortcut", "input_scale", "input_shift"),
 )
+
+
+def _ragged_conv_backward_fake(
+    grad_y: Tensor | None, grad_sums: Tensor | None, y: Tensor, x: Tensor, weight: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    *_, input_scale, input_shift, _, needs_x = rest
+    wanted = (x, weight, input_scale, input_shift) if needs_x else (None, weight, None, None)
+    return tuple(x.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in wanted)
+
+
+_declare(
+    "ragged_conv_backward",
+    "Tensor? grad_y, Tensor? grad_sums, Tensor y, Tensor x, Tensor weight, Tensor cin, Tensor cout, Tensor source, "
+    "Tensor weight_source, SymInt[] image, int kernel, int stride, int max_cin, int max_cout, Tensor? input_scale, "
+    "Tensor? input_shift, str input_activation, bool needs_x",
+    "(Tensor, Tensor, Tensor, Tensor)",
+    ragged_conv_backward_reference,
+    _ragged_conv_backward_fake,
+)
+
+
+def _ragged_conv_gradient(
+    namespace: str, inputs: tuple[Any, ...], results: Sequence[Tensor], grads: tuple[Any, ...], needed: Sequence[bool]
+) -> list[Any]:
+    x, weight, *rest = inputs
+    epilogue, prologue = rest[9:14], rest[14:17]
+    torch._check(
+        epilogue == [None, None, "none", None, None],
+        lambda: "ragged_conv has a gradient only without scale, shift, activation and shortcut",
+    )
+    grad_y, grad_sums = (None if grad is None else grad.contiguous() for grad in grads)
+    needs_x = any(needed[i] for i in (0, 16, 17))
+    backward = overload(namespace, "ragged_conv_backward")
+    d_x, d_weight, *d_prologue = backward(grad_y, grad_sums, *results, x, weight, *rest[:9], *prologue, needs_x)
+    gradients = {0: d_x, 1: d_weight, 16: d_prologue[0], 17: d_prologue[1]}
+    return [gradients[i] if i in gradients and needed[i] else None for i in range(len(inputs))]
+
+
+_register_backward("ragged_conv", _ragged_conv_gradient, outputs=1)
 
 
 def _ragged_depthwise_fake(x: Tensor, weight: Tensor, channels: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,16 @@ Legend: S subnetworks, N images, C channels, O channels out.
 
 from torch import Tensor
 
-from kernels.dense import convolve, dense_inputs, dense_shortcuts, dense_weights, rows, stack_sums, widths_on_host
+from kernels.dense import (
+    convolve,
+    dense_inputs,
+    dense_shortcuts,
+    dense_weights,
+    rows,
+    stack_sums,
+    vector_jacobian_products,
+    widths_on_host,
+)
 from kernels.layout import Image, gather_activations, output_image
 
 
@@ -51,3 +60,45 @@ def ragged_conv_reference(
     )
     y = gather_activations(outputs, len(couts), out_image, max_cout, x)
     return y, stack_sums(sums, max_cout, x)
+
+
+def ragged_conv_backward_reference(
+    grad_y: Tensor | None,
+    grad_sums: Tensor | None,
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    cin: Tensor,
+    cout: Tensor,
+    source: Tensor,
+    weight_source: Tensor,
+    image: Image,
+    kernel: int,
+    stride: int,
+    max_cin: int,
+    max_cout: int,
+    input_scale: Tensor | None,
+    input_shift: Tensor | None,
+    input_activation: str,
+    needs_x: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, weight, input_scale and input_shift of a bare `ragged_conv` with the output `y`.
+
+    Those of y `[S, slot]` and of the sums float64 `[S, 2, max_cout]` are given; None stands for zero. Each has
+    the shape and dtype of what it is the gradient of, zero where that is not read; what is absent, and without
+    `needs_x` all but that of weight, is empty. This definition runs the convolution again, under autograd, and
+    leaves `y` alone; a kernel may take it instead.
+    """
+    widths = (cin, cout, source, weight_source, image, kernel, stride, max_cin, max_cout)
+    epilogue = (None, None, "none", None, None)
+    statistics = grad_sums is not None
+
+    def forward(
+        leaf: Tensor | None, weights: Tensor, scale: Tensor | None, shift: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        given = (x, input_scale, input_shift) if leaf is None else (leaf, scale, shift)
+        return ragged_conv_reference(given[0], weights, *widths, *epilogue, *given[1:], input_activation, statistics)
+
+    inputs = (x, weight, input_scale, input_shift) if needs_x else (None, weight, None, None)
+    d_x, d_weight, d_scale, d_shift = vector_jacobian_products(forward, inputs, (grad_y, grad_sums))
+    return d_x, d_weight, d_scale, d_shift

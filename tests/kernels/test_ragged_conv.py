@@ -121,12 +121,12 @@ def arguments(
     source = [*range(len(cin)), len(cin) - 1]
     cin_S, cout_S = [cin[s] for s in source], [cout[s] for s in source]
     per_channel = [
-        torch.randn(rows, channels, dtype=dtype, requires_grad=True)
+        torch.randn(rows, channels, dtype=dtype)
         for rows, channels in [(len(source), max_cout)] * 2 + [(len(cin), max_cin)] * 2
     ]
     return [
-        kernels.pack_activations(random_activations(cin, image, dtype), max_cin).nan_to_num(0.0).requires_grad_(),
-        kernels.pack_weights(weight, max_cin, max_cout).requires_grad_(),
+        kernels.pack_activations(random_activations(cin, image, dtype), max_cin).nan_to_num(0.0),
+        kernels.pack_weights(weight, max_cin, max_cout),
         int32(cin_S),
         int32(cout_S),
         int32(source),
@@ -138,7 +138,7 @@ def arguments(
         max_cout,
         *per_channel[:2],
         "relu",
-        kernels.pack_activations(random_activations(cout_S, out_image, dtype), max_cout).nan_to_num(0).requires_grad_(),
+        kernels.pack_activations(random_activations(cout_S, out_image, dtype), max_cout).nan_to_num(0),
         int32(list(range(len(source)))),
         *per_channel[2:],
         "relu6",
@@ -146,10 +146,22 @@ def arguments(
     ]
 
 
-def test_gradients_of_outputs_and_sums_are_exact() -> None:
-    args = arguments(torch.float64, [3, 9], [2, 17])
-    positions = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.requires_grad]
-    assert positions == [0, 1, 11, 12, 14, 16, 17]
+DIFFERENTIABLE = [0, 1, 16, 17]
+
+
+def bare_arguments(dtype: torch.dtype, cin: list[int], cout: list[int]) -> list[Any]:
+    """`arguments` with nothing after the convolution, and everything that can require a gradient requiring it."""
+    args = arguments(dtype, cin, cout)
+    args[11:16] = None, None, "none", None, None
+    return [a.requires_grad_() if i in DIFFERENTIABLE else a for i, a in enumerate(args)]
+
+
+@pytest.mark.parametrize("prologue", [True, False])
+def test_gradients_of_outputs_and_sums_are_exact(prologue: bool) -> None:
+    args = bare_arguments(torch.float64, [3, 9], [2, 17])
+    if not prologue:
+        args[16:19] = None, None, "none"
+    positions = DIFFERENTIABLE if prologue else DIFFERENTIABLE[:2]
 
     def outputs(*leaves: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(positions, leaves, strict=True))
@@ -159,20 +171,55 @@ def test_gradients_of_outputs_and_sums_are_exact() -> None:
     assert torch.autograd.gradcheck(outputs, tuple(args[i] for i in positions), fast_mode=True)
 
 
-def test_unread_weights_have_no_gradient() -> None:
-    args = arguments(torch.float32, [3, 9], [2, 17])
-    y, _ = torch.ops.metaprune.ragged_conv(*args)
-    sum(dense.sum() for dense in kernels.unpack_activations(y, args[3], (2, 2, 2))).backward()  # type: ignore[union-attr]
-    grad = args[1].grad
-    inside = kernels.unpack_weights(grad, [3, 9], [2, 17], kernel=3)
-    assert grad.abs().sum() == pytest.approx(float(sum(g.abs().sum() for g in inside)), rel=1e-5)
-    assert all(g.any() for g in inside)
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)])
+def test_gradients_flow_through_whichever_output_is_used(used: tuple[int, ...]) -> None:
+    def gradients(args: list[Any], call: Any) -> list[Tensor]:
+        outputs = call(*args)
+        fronts = torch.stack([t.sum() for t in kernels.unpack_activations(outputs[0], args[3], (2, 2, 2))])
+        sum([fronts.sum().double(), outputs[1].square().sum()][i] for i in used).backward()
+        return [args[i].grad for i in DIFFERENTIABLE]
+
+    args = bare_arguments(torch.float32, [3, 9], [2, 17])
+    exact = bare_arguments(torch.float64, [3, 9], [2, 17])
+    for i in DIFFERENTIABLE:
+        exact[i] = args[i].detach().double().requires_grad_()
+    actual = gradients(args, backends.implementation(OP, args[0]))
+    expected = gradients(exact, torch.ops.metaprune_reference.ragged_conv)
+    inside = kernels.unpack_activations(actual[0], [3, 9], (2, 4, 3))
+    for a, e in zip(inside, kernels.unpack_activations(expected[0], [3, 9], (2, 4, 3)), strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-4 * e.abs().max().item())
+    for a, e in zip(actual[1:], expected[1:], strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-4 * e.abs().max().item())
+
+
+@pytest.mark.usefixtures("kernel")
+def test_only_what_requires_a_gradient_gets_one() -> None:
+    args = bare_arguments(torch.float32, [3, 9], [2, 17])
+    for i in (0, 16, 17):
+        args[i] = args[i].detach()
+    y, _ = backends.implementation(OP, args[0])(*args)
+    sum(t.sum() for t in kernels.unpack_activations(y, args[3], (2, 2, 2))).backward()  # type: ignore[union-attr]
+    assert args[1].grad.any()
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("position", [11, 12, 13, 14])
+def test_a_gradient_through_what_follows_the_convolution_is_refused(position: int) -> None:
+    args = bare_arguments(torch.float32, [3, 9], [2, 17])
+    full = arguments(torch.float32, [3, 9], [2, 17])
+    args[position] = full[position]
+    args[15] = full[15] if position == 14 else None
+    y, _ = backends.implementation(OP, args[0])(*args)
+    with pytest.raises(RuntimeError, match="a gradient only without scale, shift, activation and shortcut"):
+        y.sum().backward()
 
 
 @pytest.mark.parametrize("namespace", ["metaprune", "metaprune_reference"])
-def test_the_op_is_registered_correctly(namespace: str) -> None:
+@pytest.mark.parametrize("make", [arguments, bare_arguments])
+def test_the_op_is_registered_correctly(namespace: str, make: Any) -> None:
     # Whole registers and panels, so that no output holds unspecified numbers.
-    args = arguments(torch.float32, [8, 8], [16, 16])
+    args = make(torch.float32, [8, 8], [16, 16])
     torch.library.opcheck(getattr(torch.ops, namespace).ragged_conv.default, tuple(args))
 
 
