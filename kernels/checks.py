@@ -117,8 +117,8 @@ def generate_weights(basis: Tensor, bias: Tensor, codes: Tensor, cin: Tensor, co
     o, i, taps, hidden = basis.shape
     _expect("basis", basis, basis.shape, FLOATS, basis, "= [O, I, K, H] ")
     torch._check(
-        min(o, i, taps, hidden) >= 1 and isqrt(taps) ** 2 == taps,
-        lambda: f"basis {list(basis.shape)} = [O, I, K, H] must not be empty and K must be a square",
+        min(o, i, taps) >= 1 and isqrt(taps) ** 2 == taps,
+        lambda: f"basis {list(basis.shape)} = [O, I, K, H] must not be empty, but for H, and K must be a square",
     )
     torch._check(not depthwise or i == 1, lambda: f"a depthwise basis must be [C, 1, K, H], got {list(basis.shape)}")
     s = _count(cout, "cout")

@@ -52,7 +52,7 @@ def generate_weights(
         w[s,o,i,k] = Σ_h basis[o,i,k,h] · codes[s,h] + bias[o,i,k]    for o < cout[s], i < cin[s]
 
     `basis_OIKH`, `bias_OIK` and `codes_SH` are of one dtype. A depthwise basis is `[C, 1, K, H]`, its widths
-    are `cout_S`, and `cin_S` is ignored.
+    are `cout_S`, and `cin_S` is ignored. Without a code (H = 0) the bias is the weights of all subnetworks.
 
     Returns `[S, weight_slot(I, O, kernel, dtype, depthwise)]`, laid out as `kernels.layout` says. Pad channels
     are zero. Differentiable in basis, bias and codes.
@@ -326,8 +326,8 @@ def update_generators_(
 
     and likewise for the bias, without the codes. `grad` `[S, slot]` holds the gradients of the S generated weights,
     packed as `generate_weights` returns those; its pad channels are not read, and outside the crop g[s] is zero.
-    All tensors are of one dtype, float32 or float64. It is `torch.optim.SGD`, whose first step is that with a
-    momentum of zeros.
+    H may be 0: then the bias alone is trained. All tensors are of one dtype, float32 or float64. It is
+    `torch.optim.SGD`, whose first step is that with a momentum of zeros.
 
     Returns the gradient of the codes `[S, H]`, Σ_{o,i,k} g[s,o,i,k] · basis[o,i,k] of the basis before the step.
     Nothing of this is recorded for autograd.

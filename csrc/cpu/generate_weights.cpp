@@ -27,7 +27,8 @@ template <typename T>
 std::int64_t run_pairs(const GenerateWeights<T>& a) {
     constexpr std::int64_t kRunBytes = 1 << 20, kRunsPerBlock = 4;
     const std::int64_t pairs = round_up(a.O, kPanel) / kPanel * (round_up(a.I, kPair) / kPair);
-    const std::int64_t pair_bytes = kPanel * kPair * a.K * a.H * static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t pair_bytes =
+        kPanel * kPair * a.K * std::max<std::int64_t>(a.H, 1) * static_cast<std::int64_t>(sizeof(T));
     return std::max(1 + std::min(kRunBytes / pair_bytes, pairs / (kBlocks * kRunsPerBlock)), 1 + 7 / a.K);
 }
 

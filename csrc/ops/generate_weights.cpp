@@ -32,7 +32,7 @@ struct GenerateWeightsInputs {
         const ScalarType dtype = basis.scalar_type();
         expect("basis", basis, dtype, {O, I, K, H});
         expect("codes", codes_SH, dtype, {S, H});
-        STD_TORCH_CHECK(S * O * I * K * H > 0, "basis and codes must not be empty");
+        STD_TORCH_CHECK(S * O * I * K > 0, "basis and codes must not be empty, but for H");
         STD_TORCH_CHECK(!depthwise || I == 1, "a depthwise basis must be [C, 1, K, H]");
 
         args.S = S;
@@ -56,7 +56,7 @@ struct GenerateWeightsInputs {
 
     // Blocks a thread should take at least: about a million multiply-adds.
     std::int64_t grain() const {
-        return 1 + 1000000 * kBlocks / (args.S * args.O * args.I * args.K * args.H);
+        return 1 + 1000000 * kBlocks / (args.S * args.O * args.I * args.K * (args.H + 1));
     }
 };
 

@@ -18,7 +18,7 @@ Tensor update_generators_cpu(const Tensor& basis, const Tensor& bias, const Tens
     STD_TORCH_CHECK(basis.dim() == 4 && codes.dim() == 2, "basis must be [O, I, K, H] and codes [S, H]");
     const std::int64_t O = basis.size(0), I = basis.size(1), K = basis.size(2), H = basis.size(3),
                        S = codes.size(0);
-    STD_TORCH_CHECK(S * O * I * K * H > 0, "basis and codes must not be empty");
+    STD_TORCH_CHECK(S * O * I * K > 0, "basis and codes must not be empty, but for H");
     STD_TORCH_CHECK(!depthwise || I == 1, "a depthwise basis must be [C, 1, K, H]");
     expect("basis", basis, dtype, {O, I, K, H});
     expect("bias", bias, dtype, {O, I, K});
@@ -60,7 +60,7 @@ Tensor update_generators_cpu(const Tensor& basis, const Tensor& bias, const Tens
     std::vector<double> partial(kUpdateBlocks * S * H);
     const Isa isa = chosen_isa();
     // Blocks a thread should take at least: about a million numbers.
-    const std::int64_t grain = 1 + 1000000 * kUpdateBlocks / (O * I * K * H);
+    const std::int64_t grain = 1 + 1000000 * kUpdateBlocks / (O * I * K * (H + 1));
     torch::stable::parallel_for(0, kUpdateBlocks, grain, [&](std::int64_t begin, std::int64_t end) {
         update_generators(isa, args, partial.data(), begin, end);
     });

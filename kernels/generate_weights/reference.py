@@ -30,7 +30,7 @@ def generate_weights_reference(
     kernel, dtype = isqrt(taps), compute_dtype(basis.dtype)
     weight = basis.new_empty(codes.shape[0], weight_slot(max_cin, max_cout, kernel, basis.dtype, depthwise))
     for s, (o, i) in enumerate(crops(cin, cout, basis, depthwise)):
-        rows = basis[:o].to(dtype).view(-1, hidden)
+        rows = basis[:o].to(dtype).view(o * max_cin * taps, hidden)
         dense = torch.mv(rows, codes[s].to(dtype)).view(o, max_cin, taps) + bias[:o]
         write_weights(weight[s], dense[:, :i].unflatten(2, (kernel, kernel)), depthwise)
     return weight
@@ -54,6 +54,6 @@ def generate_weights_backward_reference(
     d_codes = torch.empty_like(codes)
     for s, (o, i) in enumerate(crops(cin, cout, basis, depthwise)):
         g = g_SOIK[s, :o, :i].copy_(read_weights(grad[s], i, o, kernel, depthwise).flatten(2))
-        d_codes[s] = torch.mv(basis[:o, :i].to(dtype).reshape(-1, hidden).T, g.reshape(-1))
+        d_codes[s] = torch.mv(basis[:o, :i].to(dtype).reshape(g.numel(), hidden).T, g.reshape(-1))
     d_basis = torch.mm(g_SOIK.view(len(codes), -1).T, codes.to(dtype)).view_as(basis)
     return d_basis.to(basis.dtype), g_SOIK.sum(0).to(basis.dtype), d_codes

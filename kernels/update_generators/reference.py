@@ -36,7 +36,7 @@ def update_generators_reference(
     g_SOIK = basis.new_zeros(len(codes), *bias.shape)
     for g_OIK, packed, (o, i) in zip(g_SOIK, grad, crops(cin, cout, basis, depthwise), strict=True):
         g_OIK[:o, :i] = read_weights(packed, i, o, kernel, depthwise).flatten(2)
-    g_SR, basis_RH = g_SOIK.flatten(1), basis.view(-1, basis.shape[-1])
+    g_SR, basis_RH = g_SOIK.flatten(1), basis.view(bias.numel(), basis.shape[-1])
     d_codes = g_SR @ basis_RH
     basis_momentum.mul_(momentum).add_(basis, alpha=weight_decay).view_as(basis_RH).addmm_(g_SR.T, codes)
     bias_momentum.mul_(momentum).add_(bias, alpha=weight_decay).add_(g_SOIK.sum(0))

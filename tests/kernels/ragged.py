@@ -78,9 +78,14 @@ def activate(x: Tensor, activation: str) -> Tensor:
     return functions[activation](x)
 
 
+def largest(values: Tensor) -> float:
+    """The largest absolute value, 0 of none."""
+    return values.abs().max().item() if values.numel() else 0.0
+
+
 def error(actual: Tensor, exact: Tensor) -> float:
     """The largest absolute difference from a float64 result."""
-    return (actual.double() - exact).abs().max().item()
+    return largest(actual.double() - exact)
 
 
 def assert_as_exact_as_torch(actual: Tensor, in_torch: Tensor, exact: Tensor, inner: float = 0) -> None:
@@ -89,8 +94,8 @@ def assert_as_exact_as_torch(actual: Tensor, in_torch: Tensor, exact: Tensor, in
     PyTorch's may be zero by luck: the float32 rounding of a few terms of order one, and of the result to its own
     precision, is allowed on top; so is that of an inner result of size `inner`, where a kernel may round one.
     """
-    largest = exact.abs().max().item()
-    luck = 4 * torch.finfo(torch.float32).eps * (1 + largest) + torch.finfo(actual.dtype).eps * (largest + inner)
+    size = largest(exact)
+    luck = 4 * torch.finfo(torch.float32).eps * (1 + size) + torch.finfo(actual.dtype).eps * (size + inner)
     theirs = error(in_torch, exact)
     # PyTorch's bfloat16 convolution of a single channel and column may read memory that nobody wrote.
     assert error(actual, exact) <= 2 * (theirs if isfinite(theirs) else 0) + luck

@@ -22,7 +22,7 @@ def layers(draw: st.DrawFn, max_count: int = 12) -> dict[str, Any]:
     """Arguments of the op in float64; basis and bias are NaN outside all crops."""
     torch.manual_seed(draw(st.integers(0, 999)))
     depthwise = draw(st.booleans())
-    count, hidden = draw(st.integers(1, max_count)), draw(st.sampled_from([1, 5, 16, 17, 32, 64]))
+    count, hidden = draw(st.integers(1, max_count)), draw(st.sampled_from([0, 1, 5, 16, 17, 32, 64]))
     taps = draw(st.sampled_from([1, 9, 25]))
     max_cin = 1 if depthwise else draw(st.sampled_from([1, 3, 8, 17, 33]))
     max_cout = draw(st.sampled_from([1, 7, 16, 23, 33]))

@@ -89,7 +89,7 @@ class Generator:
 def generators(draw: st.DrawFn, fresh: bool = False) -> Generator:
     torch.manual_seed(draw(st.integers(0, 999)))
     depthwise, count = draw(st.booleans()), draw(st.integers(1, 5))
-    hidden, taps = draw(st.sampled_from([1, 3, 8, 16, 17, 32, 37, 64])), draw(st.sampled_from([1, 9, 49]))
+    hidden, taps = draw(st.sampled_from([0, 1, 3, 8, 16, 17, 32, 37, 64])), draw(st.sampled_from([1, 9, 49]))
     max_cin = 1 if depthwise else draw(st.sampled_from([1, 2, 7, 13, 33]))
     max_cout = draw(st.sampled_from([1, 3, 16, 31]))
     crops = list(zip(draw(widths(count, max_cout)), draw(widths(count, max_cin)), strict=True))
