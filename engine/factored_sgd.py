@@ -107,9 +107,9 @@ class FactoredSGD:
         }
 
 
-def parameter_bytes(space: Space, hidden: int | None) -> int:
-    """Bytes of a PruningNet's weights and their momentum."""
-    return 2 * FLOAT_BYTES * count_parameters(space, hidden)
+def parameter_bytes(space: Space, hidden: int | None, averaged: bool = False) -> int:
+    """Bytes of a PruningNet's weights, of their momentum and, if they are averaged, of their average."""
+    return (3 if averaged else 2) * FLOAT_BYTES * count_parameters(space, hidden)
 
 
 def step_bytes(space: Space, batch: int, resolution: int) -> int:

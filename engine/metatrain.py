@@ -4,7 +4,8 @@
     python -m engine.metatrain --architecture resnet50 --data /path/to/imagenet
 
 Every step draws a random structure, generates its weights, and trains the generators through them (MetaPruning,
-section 3.2). The accuracy shown is true: BatchNorm is calibrated for every structure before it is measured.
+section 3.2); `engine.step_recipe` has other recipes. The accuracy shown is true: BatchNorm is calibrated for every
+structure before it is measured.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
@@ -25,14 +27,16 @@ from engine.data import Data, Splits, open_data
 from engine.errors import UserError
 from engine.factored_sgd import FactoredSGD, parameter_bytes, step_bytes
 from engine.memory import default_memory, free_memory
-from engine.pruningnet import PruningNet, count_parameters
+from engine.pruningnet import SHARED, PruningNet, count_parameters
 from engine.random import random_integers, stream_key
 from engine.run import directory
+from engine.run.average import WeightAverage
 from engine.run.command import run_command, use_device
 from engine.run.options import TrainingOptions, require_at_least
 from engine.run.training import Training, keep_freed_memory, train
 from engine.space import Space, architecture
 from engine.space.recipe import Recipe, scaled
+from engine.step_recipe import SANDWICH, Sampling, StepRecipe
 
 RUNS = Path("runs")
 DEFAULT_RUN = RUNS / "mobilenet_v1-digits"
@@ -54,14 +58,45 @@ class Metatrain(TrainingOptions):
     """Image side in pixels (default: 32 for digits, CIFAR and IDX, 224 for folders)."""
     out: Path | None = None
     """Run directory (default: runs/ARCHITECTURE-DATA)."""
-    structures: int = 1
-    """Random structures per step; the batch is split among them."""
+    structures: int | None = None
+    """Structures per step, among which the batch is split (default: 1; 4 with --sandwich)."""
+    sandwich: bool = False
+    """In every step the largest, the smallest and random structures, all on the whole batch."""
+    distill: bool = False
+    """With --sandwich: the largest structure learns from the labels, the others from its answers."""
+    sampling: Sampling = "widths"
+    """What random structures are uniform in: the widths of every layer, or their MACs at 224 px."""
+    ema: float | None = None
+    """Validate and keep an exponential moving average of the weights, of this decay per step, such as 0.99."""
+    weights: Literal["generated", "shared"] = "generated"
+    """Generated for every structure, or shared by all of them (no hypernetwork: the paper's ablation)."""
     hidden: int | None = None
     """Hidden size of every weight generator (default: the paper's, 32 or 64)."""
     calibration_images: int = 1000
     """Images that calibrate BatchNorm before an accuracy is measured."""
     backend: str = "auto"
     """Kernels: auto, reference, cpu, triton or cuda."""
+
+    def check(self) -> None:
+        """Raise `UserError` for a value that makes no sense, before any work."""
+        super().check()
+        require_at_least(self, {"structures": 1, "hidden": 1, "calibration_images": 1})
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"--ema {self.ema}: a number between 0 and 1, such as 0.999")
+        if self.weights == "shared" and self.hidden is not None:
+            raise UserError(f"--hidden {self.hidden}: with --weights shared no weight is generated; give one of them")
+        self.step_recipe.check()
+
+    @property
+    def hidden_size(self) -> int | None:
+        """The hidden size of all generators; None for each its own."""
+        return SHARED if self.weights == "shared" else self.hidden
+
+    @property
+    def step_recipe(self) -> StepRecipe:
+        """Which structures a step trains, and how."""
+        structures = self.structures or (SANDWICH if self.sandwich else 1)
+        return StepRecipe(structures, self.sandwich, self.distill, self.sampling)
 
 
 def default_run(architecture: str, data: str) -> Path:
@@ -83,7 +118,6 @@ def main(options: Metatrain) -> None:
         options = directory.resumed_options(options, out)
     chosen = architecture(options.architecture)
     options.check()
-    require_at_least(options, {"structures": 1, "hidden": 1, "calibration_images": 1})
     device = use_device(options.device, options.backend)
     # A run killed before it wrote them has none; the seed makes the same ones again.
     stored = out / "splits.json"
@@ -92,9 +126,9 @@ def main(options: Metatrain) -> None:
     space = chosen.build(len(data.classes))
     space.check_resolution(data.preprocessing.resolution)
     keep_freed_memory()
-    recipe = _recipe(options, data, chosen.metatrain)
-    memory = _check_memory(space, options.hidden, recipe.batch, data)
-    training = _training(options, out, space, data, recipe)
+    recipe = recipe_of(options, data)
+    memory = _check_memory(options, space, recipe.batch, data)
+    training = training_of(options, out, space, data, recipe)
     training.check_disk_space()
     if not options.resume:
         resolved = {**dataclasses.asdict(training.recipe), "steps": training.steps}
@@ -102,7 +136,7 @@ def main(options: Metatrain) -> None:
     if splits is None:
         data.splits.save(stored)
     console.print(
-        f"PruningNet of {space.architecture}: {count_parameters(space, options.hidden) / 1e6:.1f} M parameters; "
+        f"PruningNet of {space.architecture}: {count_parameters(space, options.hidden_size) / 1e6:.1f} M parameters; "
         f"{len(training.images)} images, {len(data.classes)} classes, {training.steps} steps on {device}; {memory}",
         highlight=False,
         soft_wrap=True,
@@ -112,25 +146,27 @@ def main(options: Metatrain) -> None:
     print(f"next: python -m engine.evolve --flops 50%{run_option(out)}")
 
 
-def _recipe(options: Metatrain, data: Data, paper: Recipe) -> Recipe:
+def recipe_of(options: Metatrain, data: Data) -> Recipe:
+    """The recipe of a training. Raises `UserError` if the structures of a step do not go with its batch."""
+    paper = architecture(options.architecture).metatrain
     recipe = options.recipe(scaled(paper, len(data.subset("sub_train")), SMALL_DATA_LR))
-    if 2 * options.structures > recipe.batch or recipe.batch % options.structures:
-        raise UserError(
-            f"--structures {options.structures}: the batch of {recipe.batch} is split among them evenly, "
-            "two images each or more"
-        )
+    options.step_recipe.check_batch(recipe.batch)
     return recipe
 
 
-def _check_memory(space: Space, hidden: int | None, batch: int, data: Data) -> str:
-    """What training takes, in words; `UserError` unless a step of a middling structure fits into what is free."""
-    kept = parameter_bytes(space, hidden)
-    besides = max(step_bytes(space, batch, data.preprocessing.resolution), default_memory(data.device))
+def _check_memory(options: Metatrain, space: Space, batch: int, data: Data) -> str:
+    """What training takes, in words; `UserError` unless a step of middling structures fits into what is free."""
+    kept = parameter_bytes(space, options.hidden_size, averaged=options.ema is not None)
+    # In a sandwich the largest takes as much as two middling structures, the smallest next to nothing.
+    alike = options.step_recipe.structures if options.sandwich else 1
+    step = alike * step_bytes(space, batch, data.preprocessing.resolution)
+    besides = max(step, default_memory(data.device))
+    kept_are = "weights and momentum" if options.ema is None else "weights, momentum and average"
     needed = f"about {_gigabytes(kept + besides)} of memory"
     free = free_memory(data.device)
     if kept + besides > free:
         raise UserError(
-            f"training needs {needed} ({_gigabytes(kept)} for weights and momentum, {_gigabytes(besides)} for a batch "
+            f"training needs {needed} ({_gigabytes(kept)} for {kept_are}, {_gigabytes(besides)} for a batch "
             f"of {batch} and for validation) and {data.device} has {_gigabytes(free)} free: "
             "give a smaller --hidden or --batch"
         )
@@ -141,23 +177,26 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
-def _training(options: Metatrain, out: Path, space: Space, data: Data, recipe: Recipe) -> Training:
+def training_of(options: Metatrain, out: Path, space: Space, data: Data, recipe: Recipe) -> Training:
+    """The training of a PruningNet with these options, to go to the run directory ``out``."""
     images = data.subset("sub_train")
     epoch = max(1, len(images) // recipe.batch)
-    net = PruningNet(space, options.hidden, torch.Generator().manual_seed(options.seed), device=data.device)
+    steps = options.steps or recipe.epochs * epoch
+    net = PruningNet(space, options.hidden_size, torch.Generator().manual_seed(options.seed), device=data.device)
     optimizer = FactoredSGD(net, recipe)
+    average = None if options.ema is None else WeightAverage(net, options.ema, steps)
+    step_recipe = options.step_recipe
+    structures_of = step_recipe.structures_of(space, options.seed, data.device)
     scored = population.scoring_images(data, options.calibration_images)
     validated = _validation_genomes(space, options.seed, data.device)
-    genes = len(space.genes)
 
     def loss(images_NCHW: Tensor, labels_N: Tensor, step: int) -> Tensor:
-        key = stream_key(options.seed, "structure", step)
-        genome_SG = random_integers(key, space.choices, (options.structures, genes), data.device)
-        logits_SNK = optimizer.logits(images_NCHW, genome_SG)
-        return F.cross_entropy(logits_SNK.flatten(0, 1), labels_N, label_smoothing=recipe.label_smoothing)
+        logits_SnT = optimizer.logits(images_NCHW, structures_of(step), shared=step_recipe.sandwich)
+        return step_recipe.loss(logits_SnT, labels_N, recipe.label_smoothing)
 
     def validate() -> dict[str, float]:
-        scores = population.score(net, validated, scored)
+        with average.in_use() if average else nullcontext():
+            scores = population.score(net, validated, scored)
         percent = (100 * scores.correct / scores.images).tolist()
         smallest, middle, largest, *others = percent
         mean = sum(others) / len(others)
@@ -172,7 +211,7 @@ def _training(options: Metatrain, out: Path, space: Space, data: Data, recipe: R
         run=out,
         module=net,
         recipe=recipe,
-        steps=options.steps or recipe.epochs * epoch,
+        steps=steps,
         seed=options.seed,
         data=data,
         images=images,
@@ -183,12 +222,14 @@ def _training(options: Metatrain, out: Path, space: Space, data: Data, recipe: R
         manifest={
             "architecture": space.architecture,
             "classes": list(data.classes),
-            "hidden": options.hidden,
+            "hidden": options.hidden_size,
+            "ema": options.ema,
             "preprocessing": data.preprocessing.to_dict(),
             "splits": data.splits.digest,
         },
         checkpoint_minutes=options.checkpoint_minutes,
         tensorboard=options.tensorboard,
+        average=average,
     )
 
 

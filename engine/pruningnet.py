@@ -4,12 +4,16 @@ For a convolution with context ratios ``r`` and hidden size ``h``: ``w = relu(fc
 cropped to the first ``cout × cin`` channels (MetaPruning, section 3.1). BatchNorm has no learned parameters, because
 its statistics belong to one structure; the classifier is an ordinary linear layer, cropped on its input.
 
+With hidden size 0 (`SHARED`) nothing is generated: codes and basis are empty, and ``bias`` is a weight that all
+structures share, the ablation of the paper.
+
 Shape suffixes: S subnetworks, G genes, N images, O out channels, I in channels, K kernel taps, H hidden size.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +24,8 @@ from engine.space import IMAGE, Conv, Space, max_width
 from kernels import generate_weights, unpack_weights
 
 NORM_EPSILON = 1e-5
+# The hidden size of weights that are not generated.
+SHARED = 0
 
 
 class WeightGenerator(nn.Module):
@@ -28,7 +34,9 @@ class WeightGenerator(nn.Module):
     def __init__(self, conv: Conv, hidden: int, device: torch.device | str) -> None:
         super().__init__()
         self.depthwise = conv.depthwise
-        self.fc1 = nn.Linear(len(conv.context), hidden, device=device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            self.fc1 = nn.Linear(len(conv.context), hidden, device=device)
         shape = (max_width(conv.cout), conv.fan_in, conv.kernel**2)
         self.basis = nn.Parameter(torch.empty(*shape, hidden, device=device))
         self.bias = nn.Parameter(torch.empty(shape, device=device))
@@ -55,7 +63,8 @@ class PruningNet(nn.Module):
     """Weight generators for every convolution of a space, and its classifier.
 
     ``hidden`` overrides the hidden size of every generator; the paper's sizes are the space's own. Parameters are
-    drawn as `torch.nn.Linear` draws them, from ``generator``; without one they are left for a checkpoint to fill.
+    drawn as `torch.nn.Linear` draws them, those of `SHARED` weights as `torch.nn.Conv2d` does, from ``generator``;
+    without one they are left for a checkpoint to fill.
     """
 
     def __init__(
@@ -67,7 +76,7 @@ class PruningNet(nn.Module):
     ) -> None:
         super().__init__()
         self.space = space
-        self.generators = nn.ModuleList(WeightGenerator(c, hidden or c.hidden, device) for c in space.convs)
+        self.generators = nn.ModuleList(WeightGenerator(c, hidden_size(c, hidden), device) for c in space.convs)
         self.classifier = nn.Linear(max_width(space.features), space.classes, device=device)
         ratios_GC = torch.tensor([gene.ratios for gene in space.genes], device=device)
         self.register_buffer("ratios_GC", ratios_GC, persistent=False)
@@ -78,7 +87,7 @@ class PruningNet(nn.Module):
     def _reset(self, generator: torch.Generator) -> None:
         for layer in map(self.layer, range(len(self.generators))):
             _draw(layer.fc1, layer.fc1.in_features, generator)
-            _draw(layer, layer.basis.shape[-1], generator)
+            _draw(layer, layer.basis.shape[-1] or layer.bias[0].numel(), generator)
         _draw(self.classifier, self.classifier.in_features, generator)
 
     @property
@@ -176,11 +185,16 @@ def activate(x: Tensor, activation: str) -> Tensor:
             return x
 
 
+def hidden_size(conv: Conv, hidden: int | None) -> int:
+    """The hidden size of a convolution's generator: ``hidden``, or its own."""
+    return conv.hidden if hidden is None else hidden
+
+
 def count_parameters(space: Space, hidden: int | None = None) -> int:
     """Parameters of a space's PruningNet, without building it."""
     weights = 0
     for conv in space.convs:
-        size = hidden or conv.hidden
+        size = hidden_size(conv, hidden)
         generated = max_width(conv.cout) * conv.fan_in * conv.kernel**2
         weights += (len(conv.context) + 1) * size + generated * (size + 1)
     return weights + (max_width(space.features) + 1) * space.classes

@@ -7,7 +7,7 @@ from structures import random_genomes, space_of, tiny_space
 from torch import Tensor
 
 from engine.factored_sgd import FactoredSGD, parameter_bytes, step_bytes
-from engine.pruningnet import PruningNet
+from engine.pruningnet import SHARED, PruningNet
 from engine.run.optimizer import SGD, Optimizer
 from engine.space import Space
 from engine.space.recipe import Recipe
@@ -57,10 +57,10 @@ def trained(
     return train(net, optimizer, range(steps), structures), net.state_dict(), optimizer.momentum()
 
 
-@pytest.mark.parametrize("structures", [1, 3])
-def test_fifty_steps_are_those_of_plain_autograd_and_sgd(structures: int) -> None:
+@pytest.mark.parametrize(("structures", "hidden"), [(1, None), (3, None), (3, SHARED)])
+def test_fifty_steps_are_those_of_plain_autograd_and_sgd(structures: int, hidden: int | None) -> None:
     found, expected = (
-        trained(tiny_space(), None, torch.float64, 50, factored=factored, structures=structures)
+        trained(tiny_space(), hidden, torch.float64, 50, factored=factored, structures=structures)
         for factored in (True, False)
     )
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
@@ -135,9 +135,11 @@ def test_restored_momentum_continues_bit_for_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(through.parameters(), again.parameters(), strict=True))
 
 
-def test_the_memory_of_weights_and_momentum_is_eight_bytes_a_parameter() -> None:
-    net = net_of(tiny_space(), 3, torch.float32)
-    assert parameter_bytes(tiny_space(), 3) == 8 * sum(parameter.numel() for parameter in net.parameters())
+@pytest.mark.parametrize("hidden", [3, SHARED])
+def test_the_memory_of_weights_momentum_and_average_is_four_bytes_a_parameter_each(hidden: int) -> None:
+    parameters = sum(parameter.numel() for parameter in net_of(tiny_space(), hidden, torch.float32).parameters())
+    assert parameter_bytes(tiny_space(), hidden) == 8 * parameters
+    assert parameter_bytes(tiny_space(), hidden, averaged=True) == 12 * parameters
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "resnet50"])

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from structures import genomes, random_genomes, space_of, tiny_space
 from torch import Tensor
 
-from engine.pruningnet import PruningNet, count_parameters
+from engine.pruningnet import SHARED, PruningNet, count_parameters
 from engine.space import IMAGE, Space, Width
 from kernels import backends
 
@@ -75,7 +75,7 @@ def test_a_pruningnet_of_the_papers_hidden_sizes_has_the_papers_parameters(name:
     assert count_parameters(space_of(name)) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
-@pytest.mark.parametrize("hidden", [None, 3])
+@pytest.mark.parametrize("hidden", [None, SHARED, 3])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_parameters_counted_are_those_of_the_network_that_is_built(name: str, hidden: int | None) -> None:
     space = space_of(name, 7)
@@ -95,6 +95,12 @@ def test_initial_weights_have_the_spread_of_a_linear_layer() -> None:
     layer = PruningNet(tiny_space(), hidden=16, generator=seeded()).layer(5)
     for parameter, bound in ((layer.basis, 16**-0.5), (layer.bias, 16**-0.5), (layer.fc1.weight, 1.0)):
         assert 0.8 * bound < parameter.abs().max() <= bound
+
+
+def test_shared_weights_start_as_a_convolution_does() -> None:
+    # torch.nn.Conv2d draws uniformly within 1 / sqrt(inputs): 20 channels of 3 × 3 taps.
+    layer = PruningNet(tiny_space(), SHARED, seeded()).layer(5)
+    assert 0.9 * 180**-0.5 < layer.bias.abs().max() <= 180**-0.5
 
 
 # -- weights -------------------------------------------------------------------------------------------------------
@@ -118,6 +124,19 @@ def test_two_choices_of_equal_width_still_have_different_weights() -> None:
     assert space.widths(genome_SG)[:, 0].tolist() == [1, 1]
     first, second = PruningNet(space, generator=seeded()).generate(genome_SG)[0]
     assert not torch.equal(first, second)
+
+
+@given(st.data(), st.integers(1, 3))
+def test_shared_weights_are_crops_of_one_tensor_whatever_the_structure(data: st.DataObject, subnetworks: int) -> None:
+    space = tiny_space()
+    net = PruningNet(space, SHARED, seeded())
+    genome_SG = torch.cat([data.draw(genomes(space)) for _ in range(subnetworks)])
+    for layer, weights in enumerate(net.generate(genome_SG)):
+        for weight in weights:
+            out_channels, in_channels = weight.shape[:2]
+            crop = net.layer(layer).bias[:out_channels, :in_channels]
+            assert torch.equal(weight.flatten(2), crop)
+    assert all("fc1" in name or "basis" in name for name, tensor in net.state_dict().items() if not tensor.numel())
 
 
 def poison_outside(net: PruningNet, genome: list[int]) -> None:

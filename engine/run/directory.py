@@ -80,7 +80,8 @@ def resumed_options(options: Config, out: Path) -> Config:
         now = getattr(options, field.name)
         if field.name in FREE:
             continue
-        then = stored.get(field.name)
+        # A run of an earlier version was started without the options that came later: with their defaults.
+        then = stored.get(field.name, None if field.default is dataclasses.MISSING else field.default)
         then = Path(then) if isinstance(now, Path) and then is not None else then
         if now not in (field.default, then):
             flag = "--" + field.name.replace("_", "-")

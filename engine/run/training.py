@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from engine.data import Data, ImageSet, augment, index_batches
 from engine.errors import UserError
 from engine.random import stream_key
+from engine.run.average import EVERY, WeightAverage
 from engine.run.checkpoint import (
     Checkpoint,
     CheckpointClock,
@@ -36,7 +37,8 @@ from engine.run.metrics import MetricsLog
 from engine.run.optimizer import Optimizer
 from engine.space.recipe import Recipe
 
-WEIGHTS, MOMENTUM = "weights", "momentum"
+# Weights are what is validated and searched with. Where that is an average, what goes on being trained lies beside it.
+WEIGHTS, MOMENTUM, TRAINED = "weights", "momentum", "trained"
 LOG_EVERY = 10
 # Checkpoints on disk at once: the two that are kept and the one being written.
 CHECKPOINTS_ON_DISK = 3
@@ -52,7 +54,7 @@ class Training:
 
     ``loss(images, labels, step)`` is a number, and after a backward pass through it ``optimizer.step(lr)`` trains the
     module; ``validate()`` gives true accuracies in percent by name and is called every ``validate_every`` steps and at
-    the end. ``manifest`` is stored with every checkpoint.
+    the end. ``manifest`` is stored with every checkpoint. If there is an ``average``, checkpoints have it for weights.
     """
 
     run: Path
@@ -69,6 +71,7 @@ class Training:
     manifest: dict[str, Any]
     checkpoint_minutes: float
     tensorboard: bool
+    average: WeightAverage | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -78,7 +81,19 @@ class Training:
     def check_disk_space(self) -> None:
         """Raise `UserError` if the checkpoints will not fit on the disk."""
         size = sum(p.numel() * p.element_size() for p in self.module.parameters())
-        check_disk_space(self.run, CHECKPOINTS_ON_DISK * 2 * size)
+        files = 2 if self.average is None else 3
+        check_disk_space(self.run, CHECKPOINTS_ON_DISK * files * size)
+
+    def tensors(self, done: int) -> dict[str, dict[str, Tensor]]:
+        """The files of the checkpoint after ``done`` steps."""
+        trained = self.module.state_dict()
+        averaged = self.average.values if self.average else {}
+        files = {WEIGHTS: {**trained, **averaged}}
+        if done < self.steps:
+            files[MOMENTUM] = self.optimizer.momentum()
+            if averaged:
+                files[TRAINED] = trained
+        return files
 
 
 def train(training: Training, console: Console) -> Checkpoint:
@@ -93,6 +108,9 @@ def train(training: Training, console: Console) -> Checkpoint:
         restore(training.module, latest.tensors(WEIGHTS), latest.folder)
         if latest.step == training.steps:
             return latest
+        if training.average is not None and latest.step >= EVERY:
+            training.average.start()
+            restore(training.module, latest.tensors(TRAINED), latest.folder)
         _restore_momentum(training, latest)
     start = 0 if latest is None else latest.step
     log = MetricsLog(training.run, 0 if latest is None else latest.manifest["metrics_bytes"], training.tensorboard)
@@ -100,11 +118,8 @@ def train(training: Training, console: Console) -> Checkpoint:
 
     def save(done: int) -> Checkpoint:
         began = time.monotonic()
-        files = {WEIGHTS: training.module.state_dict()}
-        if done < training.steps:
-            files[MOMENTUM] = training.optimizer.momentum()
         manifest = {**training.manifest, "steps": training.steps, "metrics_bytes": log.size()}
-        checkpoint = save_checkpoint(training.checkpoints, done, files, manifest)
+        checkpoint = save_checkpoint(training.checkpoints, done, training.tensors(done), manifest)
         clock.saved(time.monotonic() - began)
         return checkpoint
 
@@ -115,6 +130,8 @@ def train(training: Training, console: Console) -> Checkpoint:
             images, labels = next(batches)
             loss = _step(training, images, labels, step)
             done = step + 1
+            if training.average is not None:
+                training.average.after(done)
             progress.update(task, completed=done, status=f"loss {loss:.3f}")
             if done % LOG_EVERY == 0 or done == training.steps:
                 log.write(done, {"loss": loss, "lr": training.recipe.lr_at(step, training.steps)})

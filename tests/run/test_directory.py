@@ -129,3 +129,13 @@ def test_an_option_that_contradicts_the_run_is_refused(tmp_path: Path, now: Exam
     out = started(tmp_path / "run", Example(data=Path("faces"), lr=0.5))
     with pytest.raises(UserError, match=reason):
         resumed_options(now, out)
+
+
+def test_a_run_of_before_an_option_existed_is_resumed_with_its_default(tmp_path: Path) -> None:
+    out = started(tmp_path / "run", Example(steps=7))
+    text = (out / CONFIG).read_text()
+    assert "lr = 0.1\n" in text
+    (out / CONFIG).write_text(text.replace("lr = 0.1\n", ""))
+    assert resumed_options(Example(resume=True), out).lr == 0.1
+    with pytest.raises(UserError, match=r"--lr 0.5: .* was started with 0.1"):
+        resumed_options(Example(lr=0.5, resume=True), out)
