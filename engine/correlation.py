@@ -67,11 +67,11 @@ def resampled_means(values_MK: Tensor, seed: int = 0) -> Tensor:
 
 def estimate(statistic: Callable[[Tensor], Tensor], values_MK: Tensor) -> Estimate:
     """``statistic`` of the mean over seeds, with its percentile interval; ``statistic`` maps ``[R, M]`` to ``[R]``."""
-    value = _defined(float(statistic(values_MK.mean(1)[None])))
+    value = defined(float(statistic(values_MK.mean(1)[None])))
     replicates_R = statistic(resampled_means(values_MK))
     tail = (1 - CONFIDENCE) / 2
     low, high = (
-        _defined(float(replicates_R.nanquantile(quantile))) if len(replicates_R) else None
+        defined(float(replicates_R.nanquantile(quantile))) if len(replicates_R) else None
         for quantile in (tail, 1 - tail)
     )
     return Estimate(value, low, high)
@@ -120,5 +120,6 @@ def resolution(right_MN: Tensor, clusters_N: Tensor) -> Resolution:
     return Resolution(*(math.sqrt(correction * float(square)) / images for square in (accuracy, difference)))
 
 
-def _defined(value: float) -> float | None:
+def defined(value: float) -> float | None:
+    """The value, or None where it is none: JSON knows no NaN."""
     return value if math.isfinite(value) else None
