@@ -20,8 +20,9 @@ from engine.pruningnet import PruningNet, count_parameters
 from engine.run.optimizer import SGD
 from engine.space import Gene, Space, Width
 from engine.space.recipe import Recipe
+from engine.training_pass import training_logits
 from engine.trie import output_images
-from kernels import update_generators_
+from kernels import backends, update_generators_
 
 FLOAT_BYTES = 4
 # Tensors as large as a convolution's output, at the peak of a step: autograd keeps two or three, others come and go.
@@ -61,6 +62,8 @@ class FactoredSGD:
             self.weights = self.net.generate_packed(self.codes, self.widths)
         for weight in self.weights:
             weight.requires_grad_()
+        if backends.chosen("ragged_conv_backward", images_NCHW.device, self.net.precision) != "reference":
+            return training_logits(self.net, self.weights, genome_SG, images_NCHW, shared=shared)
         dense, structures = self.net.unpack(self.weights, self.widths), len(genome_SG)
         parts = [images_NCHW] * structures if shared else images_NCHW.chunk(structures)
         return torch.stack([self.net.logits(part, [w[s] for w in dense]) for s, part in enumerate(parts)])
