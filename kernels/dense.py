@@ -155,7 +155,7 @@ def finish(
     if activation == "relu":
         out = out.relu_()
     elif activation == "relu6":
-        out = out.clamp_(0, 6)
+        out = functional.relu6(out, inplace=True)
     return out
 
 

@@ -264,6 +264,12 @@ def _like(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in tensors)
 
 
+def _placed(positions: Sequence[int], gradients: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
+    """The gradient of every input: those at `positions` where they are needed, None elsewhere."""
+    by_position = dict(zip(positions, gradients, strict=True))
+    return [by_position.get(i) if need else None for i, need in enumerate(needed)]
+
+
 def _ragged_depthwise_backward_fake(
     grad_y: Tensor | None, grad_sums: Tensor | None, y: Tensor, x: Tensor, weight: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
@@ -282,9 +288,7 @@ def _ragged_depthwise_gradient(
     backward = overload(namespace, "ragged_depthwise_backward")
     prologue, needs_x = (input_scale, input_shift, input_activation), needed[0] or needed[12] or needed[13]
     given = (None if grad is None else grad.contiguous() for grad in grads)
-    found = backward(*given, *results, *bare, *prologue, needs_x)
-    by_position = dict(zip((0, 1, 12, 13), found, strict=True))
-    return [by_position[i] if needed[i] and i in by_position else None for i in range(len(inputs))]
+    return _placed((0, 1, 12, 13), backward(*given, *results, *bare, *prologue, needs_x), needed)
 
 
 _declare(
@@ -336,9 +340,7 @@ def _ragged_normalise_gradient(
     namespace: str, inputs: tuple[Any, ...], results: Sequence[Tensor], grads: tuple[Any, ...], needed: Sequence[bool]
 ) -> list[Any]:
     backward = overload(namespace, "ragged_normalise_backward")
-    found = backward(grads[0].contiguous(), results[0], *inputs)
-    by_position = dict(zip((0, 1, 2, 8), found, strict=True))
-    return [by_position[i] if needed[i] and i in by_position else None for i in range(len(inputs))]
+    return _placed((0, 1, 2, 8), backward(grads[0].contiguous(), results[0], *inputs), needed)
 
 
 _register_backward("ragged_normalise", _ragged_normalise_gradient, outputs=1)

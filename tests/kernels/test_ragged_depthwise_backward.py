@@ -162,6 +162,40 @@ def fixed_arguments(case: Case) -> list[Any]:
     return arguments(case, grads, torch.randn(len(case.source), 2, case.max_cin, dtype=torch.float64))
 
 
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("image", [(2, 33, 21), (1, 4, 150)])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (3, 2), (7, 1), (5, 3), (1, 2)])
+def test_gradients_of_images_of_many_rows_or_wide_ones_equal_the_reference(
+    kernel_size: int, stride: int, image: tuple[int, int, int]
+) -> None:
+    case = fixed_case([17, 24], image, kernel_size, stride, torch.float32)
+    args = fixed_arguments(case)
+    with backends.use("reference"):
+        expected_x, *expected = call(args)
+    d_x, *others = call(args)
+    for actual, wanted in zip(
+        [*kernels.unpack_activations(d_x, [17, 24], image), *others],
+        [*kernels.unpack_activations(expected_x, [17, 24], image), *expected],
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize(
+    ("activation", "passed"), [("none", [1, 1, 1, 1]), ("relu", [0, 0, 1, 1]), ("relu6", [0, 0, 1, 0])]
+)
+def test_the_bounds_of_an_activation_let_no_gradient_through(activation: str, passed: list[float]) -> None:
+    case = fixed_case([1], (1, 1, 4), 1, 1, torch.float32)
+    x, weight = torch.tensor([-1.0, 0.0, 3.0, 6.0]).view(1, 1, 1, 4), torch.ones(1, 1, 1, 1)
+    one, zero = torch.ones(1, 1), torch.zeros(1, 1)
+    case = replace(case, inputs=[x], weights=[weight], input_scale=one, input_shift=zero, input_activation=activation)
+    d_x, _, d_scale, d_shift = call(arguments(case.alone(0), [torch.ones_like(x)], None))
+    assert kernels.unpack_activations(d_x, [1], (1, 1, 4))[0].flatten().tolist() == passed
+    assert d_shift.item() == sum(passed)
+    assert d_scale.item() == sum(p * value for p, value in zip(passed, [-1, 0, 3, 6], strict=True))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (3, 2), (5, 2)])
 def test_results_do_not_depend_on_the_number_of_threads(

@@ -139,6 +139,19 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> N
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.usefixtures("kernel")
+def test_gradients_of_more_pixels_than_one_item_of_work_takes_equal_the_reference() -> None:
+    args = arguments(torch.float32, [300, 290], (2, 9, 13))
+    with backends.use("reference"):
+        expected = call(args)
+    found = call(args)
+    for actual, wanted in zip((found[0], found[3]), (expected[0], expected[3]), strict=True):
+        fronts = (kernels.unpack_activations(d, [300, 290], (2, 9, 13)) for d in (actual, wanted))
+        for pair in zip(*fronts, strict=True):
+            torch.testing.assert_close(*pair)
+    torch.testing.assert_close(found[1:3], expected[1:3], rtol=1e-5, atol=1e-4)
+
+
 def test_the_op_is_registered_correctly() -> None:
     if reason := backends.why_not(OP, "cpu"):
         pytest.skip(reason)  # the reference asks autograd, which opcheck keeps out of an op
