@@ -15,7 +15,7 @@ namespace metaprune {
 
 template <typename T>
 GradientCut cut_gradient(const ConvolutionGradient<T>& args) {
-    constexpr std::int64_t kTogether = 64 << 10;  // floats of weights whose gradient stays in cache
+    constexpr std::int64_t kTogether = 448 << 10;  // floats of weights whose gradient stays in cache
     constexpr std::int64_t kRange = 192 << 10;    // floats of a range of channels of larger ones
     constexpr std::int64_t kParts = 4 << 20;      // floats of all parts of all gradients of weights
     constexpr std::int64_t kItems = 32, kPixels = 512, kInputPixels = 196;
