@@ -31,7 +31,7 @@ from baselines import train_the_papers_way
 from peak import seconds_of
 from torch import Tensor
 
-from engine.factored_sgd import CYCLE, FactoredSGD
+from engine.factored_sgd import DELAYS, FactoredSGD
 from engine.pruningnet import PruningNet
 from engine.run.optimizer import SGD
 from engine.run.training import keep_freed_memory
@@ -40,6 +40,8 @@ from engine.space.costs import cost_model
 from engine.space.recipe import Recipe
 
 CLASSES = 10
+# Steps after which everything that was delayed has been done.
+CYCLE = max(DELAYS.values())
 # Architecture, images, side in pixels, cycles that are timed.
 CASES = [("mobilenet_v2", 64, 32, 3), ("mobilenet_v2", 64, 224, 2), ("resnet50", 32, 64, 2)]
 
@@ -82,7 +84,7 @@ def plain(net: PruningNet, batch: int, side: int) -> Step:
 
 def ours(net: PruningNet, batch: int, side: int, update: str) -> Step:
     images, labels = images_and_labels(batch, side)
-    optimizer = FactoredSGD(net, recipe(batch), update)
+    optimizer = FactoredSGD(net, recipe(batch), DELAYS[update])
 
     def step(number: int) -> float:
         logits_SNK = optimizer.logits(images, genome(net.space, number))

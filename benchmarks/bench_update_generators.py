@@ -1,24 +1,35 @@
-"""update_generators_ against autograd's gradient of the basis and PyTorch's fused SGD.
+"""Updating weight generators: at once against autograd and PyTorch's fused SGD, and delayed against at once.
 
     pytest --benchmark-only benchmarks/bench_update_generators.py
 
-Baseline: what training does without it. The gradients of basis, bias and code, the first as large as the basis, by
-`generate_weights`'s own backward kernel or by PyTorch's products (`pytorch_ms`: the faster of the two), and then
-`torch.optim.SGD(fused=True)`. Results are compared before anything is timed. `of_copy_bandwidth` is the rate of the
-least traffic, 16 bytes for each number of the basis (it and its momentum, read and written once), as a fraction of
-what copying a large tensor reaches in the same run, `of_in_place_bandwidth` of what adding one to it does: a copy also
-fetches the lines that it writes, and does not count them.
+At once, by layer. Baseline: what training does without it. The gradients of basis, bias and code, the first as large as
+the basis, by `generate_weights`'s own backward kernel or by PyTorch's products (`pytorch_ms`: the faster of the two),
+and then `torch.optim.SGD(fused=True)`. Results are compared before anything is timed. `of_copy_bandwidth` is the rate
+of the least traffic, 16 bytes for each number of the basis (it and its momentum, read and written once), as a fraction
+of what copying a large tensor reaches in the same run, `of_in_place_bandwidth` of what adding one to it does: a copy
+also fetches the lines that it writes, and does not count them.
+
+Delayed, for all layers of a network. The time of a step is a sixteenth of that of sixteen steps, each with a random
+structure as in training and each in the same two ways: what it takes to generate weights and to update, without what
+lies between. `of_immediate` is how much of the immediate update's time is left, with that by which generating takes
+longer (`generation_ms`, `immediate_generation_ms`) counted to the update (`update_ms`, `immediate_ms`).
+`of_in_place_bandwidth` is the rate of the immediate update.
 """
 
 from collections.abc import Callable
+from statistics import mean
 from typing import Any
 
 import pytest
 import torch
-from peak import median_seconds
+from peak import median_seconds, seconds_of
 from torch import Tensor
 
 import kernels
+from engine.factored_sgd import DELAYS
+from engine.pruningnet import PruningNet
+from engine.space import architecture
+from kernels import Factors, GeneratorState, Recurrence
 
 # max_cout, max_cin, taps, hidden size, depthwise
 LAYERS = {
@@ -58,6 +69,16 @@ class Dense:
         return step
 
 
+def stepped(recurrence: Recurrence) -> Recurrence:
+    return recurrence.step(lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+
+def at_once(state: GeneratorState, factors: Factors) -> Tensor:
+    d_codes = kernels.update_generators_(state, [factors], stepped(Recurrence()), before=Recurrence())
+    assert d_codes is not None
+    return d_codes
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_update_generators(benchmark: Any, copy_bandwidth: float, in_place_bandwidth: float, layer: str) -> None:
     torch.manual_seed(0)
@@ -77,31 +98,19 @@ def test_update_generators(benchmark: Any, copy_bandwidth: float, in_place_bandw
         return basis[:o, :i] @ codes[0] + bias[:o, :i]
 
     packed = kernels.pack_weights([grad.unflatten(2, (side, side))], max_cin, max_cout, depthwise)
-    state = basis.clone(), bias.clone(), torch.zeros_like(basis), torch.zeros_like(bias)
-
-    def run() -> Tensor:
-        return kernels.update_generators_(
-            *state,
-            codes,
-            packed,
-            cin_S,
-            cout_S,
-            depthwise=depthwise,
-            lr=LR,
-            momentum=MOMENTUM,
-            weight_decay=WEIGHT_DECAY,
-        )
+    factors = Factors(codes, packed, cin_S, cout_S)
+    state = GeneratorState(basis.clone(), bias.clone(), torch.zeros_like(basis), torch.zeros_like(bias), depthwise)
 
     dense = [Dense(basis, bias, generate) for generate in (with_kernel, with_products)]
     steps = [each.update(codes, grad) for each in dense]
-    d_codes = run()
+    d_codes = at_once(state, factors)
     for each, step in zip(dense, steps, strict=True):
         torch.testing.assert_close(step(), d_codes, rtol=1e-4, atol=1e-3 * (o * i * taps) ** 0.5)
-        for mine, theirs in zip(state, each.parameters, strict=False):
+        for mine, theirs in zip(state.tensors, each.parameters, strict=False):
             torch.testing.assert_close(mine, theirs.detach(), rtol=1e-5, atol=1e-5)
 
     best = min(median_seconds(step) for step in steps)
-    benchmark(run)
+    benchmark(at_once, state, factors)
     seconds = benchmark.stats.stats.median
     rate = 16 * basis.numel() / seconds
     benchmark.extra_info |= {
@@ -111,4 +120,85 @@ def test_update_generators(benchmark: Any, copy_bandwidth: float, in_place_bandw
         "GB/s": round(rate / 1e9, 1),
         "of_copy_bandwidth": round(rate / copy_bandwidth, 2),
         "of_in_place_bandwidth": round(rate / in_place_bandwidth, 2),
+    }
+
+
+class Generators:
+    """The weight generators of a whole network, trained with random gradients; times are in seconds by kind of work."""
+
+    def __init__(self, name: str, delay: int) -> None:
+        self.net = PruningNet(architecture(name).build(1000), generator=torch.Generator().manual_seed(0))
+        self.delay = delay
+        self.seconds: dict[str, list[float]] = {"generate": [], "update": []}
+        self.recurrence = Recurrence()
+        self.states = []
+        for layer in map(self.net.layer, range(len(self.net.generators))):
+            basis, bias = layer.basis.detach(), layer.bias.detach()
+            momenta = torch.zeros_like(basis), torch.zeros_like(bias)
+            self.states.append(GeneratorState(basis, bias, *momenta, layer.depthwise))
+        self.pending: list[list[Factors]] = [[] for _ in self.states]
+
+    @torch.no_grad()
+    def step(self, number: int) -> None:
+        generator = torch.Generator().manual_seed(number)
+        space = self.net.space
+        genome_1G = torch.randint(space.choices, (1, len(space.genes)), generator=generator)
+        codes, widths = self.net.all_codes(genome_1G), self.net.widths(genome_1G)
+        weights: list[Tensor] = []
+        self.seconds["generate"].append(seconds_of(lambda: weights.extend(self.generate(codes, widths))))
+        # About a gradient's size, and no memory of its own.
+        factors = [Factors(c, w.mul_(1e-3), *s) for c, w, s in zip(codes, weights, widths, strict=True)]
+        self.seconds["update"].append(seconds_of(lambda: self.update(factors)))
+
+    def generate(self, codes: list[Tensor], widths: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        if self.recurrence.steps == 0:
+            return self.net.generate_packed(codes, widths)
+        layers = zip(self.states, self.pending, codes, widths, strict=True)
+        return [kernels.generate_delayed(s, pending, self.recurrence, c, *w) for s, pending, c, w in layers]
+
+    def update(self, factors: list[Factors]) -> None:
+        before, self.recurrence = self.recurrence, stepped(self.recurrence)
+        rewrite = self.recurrence.steps == self.delay
+        for state, pending, new in zip(self.states, self.pending, factors, strict=True):
+            if rewrite:
+                kernels.update_generators_(state, [*pending, new], self.recurrence, before)
+                pending.clear()
+            else:
+                kernels.code_gradients(state, pending, before, new.grad, new.cin_S, new.cout_S)
+                pending.append(new)
+        if rewrite:
+            self.recurrence = Recurrence()
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2"])
+def test_delayed_update(benchmark: Any, in_place_bandwidth: float, name: str) -> None:
+    delay = DELAYS["delayed"]
+    immediate, delayed = Generators(name, 1), Generators(name, delay)
+    for number in range(delay):
+        immediate.step(number)
+        delayed.step(number)
+    for mine, theirs in zip(immediate.states, delayed.states, strict=True):
+        torch.testing.assert_close(mine.tensors, theirs.tensors, rtol=1e-4, atol=1e-5)
+
+    for each in (immediate, delayed):
+        each.seconds = {"generate": [], "update": []}
+    numbers = iter(range(3 * delay))
+
+    def step() -> None:
+        number = next(numbers)
+        immediate.step(number)
+        delayed.step(number)
+
+    benchmark.pedantic(step, rounds=2 * delay)
+    (generation, update), (late_generation, late_update) = (
+        (mean(each.seconds["generate"]), mean(each.seconds["update"])) for each in (immediate, delayed)
+    )
+    numbers_of_bases = sum(state.basis_OIKH.numel() for state in immediate.states)
+    benchmark.extra_info |= {
+        "immediate_ms": round(1e3 * update, 1),
+        "immediate_generation_ms": round(1e3 * generation, 1),
+        "update_ms": round(1e3 * late_update, 1),
+        "generation_ms": round(1e3 * late_generation, 1),
+        "of_immediate": round((late_update + late_generation - generation) / update, 2),
+        "of_in_place_bandwidth": round(16 * numbers_of_bases / update / in_place_bandwidth, 2),
     }

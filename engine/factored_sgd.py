@@ -1,9 +1,9 @@
 """Momentum SGD of a PruningNet that never makes the gradient of a basis.
 
 The gradient of a basis is as large as the basis, and for S structures it has rank S: the gradients of the S generated
-weights times their codes. So autograd stops at the generated weights; `kernels.update_generators_` applies what it
-found there to basis and bias in one pass, and gives back the gradients of the codes. The result is that of plain
-autograd and `torch.optim.SGD`, but for rounding.
+weights times their codes. So autograd stops at the generated weights, and `kernels.update_generators_` applies what it
+found there to basis and bias in one pass: at once, or for several steps together. The result is that of plain autograd
+and `torch.optim.SGD`, but for rounding.
 
 Shape suffixes: S structures, N images, G genes, H hidden size.
 """
@@ -18,12 +18,25 @@ from torch import Tensor
 
 from engine.pruningnet import PruningNet, count_parameters
 from engine.run.optimizer import SGD
-from engine.space import Gene, Space, Width
+from engine.space import Conv, Gene, Space, Width
 from engine.space.recipe import Recipe
 from engine.training_pass import training_logits
 from engine.trie import output_images
-from kernels import backends, update_generators_
+from kernels import (
+    Factors,
+    GeneratorState,
+    Recurrence,
+    backends,
+    code_gradients,
+    generate_delayed,
+    update_generators_,
+)
+from kernels.layout import weight_slot
 
+# Steps that an update of the generators applies together.
+DELAYS = {"immediate": 1, "delayed": 8}
+# The faster way on each kind of device.
+DEFAULT_UPDATE = {"cpu": "immediate", "cuda": "immediate"}
 FLOAT_BYTES = 4
 # Tensors as large as a convolution's output, at the peak of a step: autograd keeps two or three, others come and go.
 KEPT_PER_CONV = 3
@@ -34,11 +47,13 @@ WEIGHT_COPIES = 3
 class FactoredSGD:
     """Trains a PruningNet: `logits`, a backward pass through them, then `step`.
 
-    fc1 of the generators and the classifier are trained by `torch.optim.SGD`.
+    Generators are trained in every step, or after every ``delay`` steps since they were last `at_rest`, by all of
+    these: until then a pass over basis and momentum is saved, and the crops of both are read instead of one. fc1 of the
+    generators and the classifier are trained by `torch.optim.SGD` in every step.
     """
 
-    def __init__(self, net: PruningNet, recipe: Recipe) -> None:
-        self.net, self.recipe = net, recipe
+    def __init__(self, net: PruningNet, recipe: Recipe, delay: int = 1) -> None:
+        self.net, self.recipe, self.delay = net, recipe, delay
         self.generated = {
             f"generators.{layer}.{name}": parameter
             for layer in range(len(net.generators))
@@ -49,6 +64,14 @@ class FactoredSGD:
         self.codes: list[Tensor] = []
         self.weights: list[Tensor] = []
         self.widths: list[tuple[Tensor, Tensor]] = []
+        self.recurrence = Recurrence()
+        # Of every convolution, the factors of the steps that were not applied yet.
+        self.pending: list[list[Factors]] = [[] for _ in net.generators]
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether parameters and momentum are those after the last step: no step is still to be applied."""
+        return self.recurrence.steps == 0
 
     def logits(self, images_NCHW: Tensor, genome_SG: Tensor, *, shared: bool = False) -> Tensor:
         """Training logits of S structures; a backward pass ends at the generated weights.
@@ -59,47 +82,78 @@ class FactoredSGD:
         self.codes = self.net.all_codes(genome_SG)
         self.widths = self.net.widths(genome_SG)
         with torch.no_grad():
-            self.weights = self.net.generate_packed(self.codes, self.widths)
-        for weight in self.weights:
-            weight.requires_grad_()
+            generated = self._generate()
+        self.weights = [self._leaf(*each) for each in zip(generated, self.net.space.convs, self.widths, strict=True)]
         if backends.chosen("ragged_conv_backward", images_NCHW.device, self.net.precision) != "reference":
             return training_logits(self.net, self.weights, genome_SG, images_NCHW, shared=shared)
         dense, structures = self.net.unpack(self.weights, self.widths), len(genome_SG)
         parts = [images_NCHW] * structures if shared else images_NCHW.chunk(structures)
         return torch.stack([self.net.logits(part, [w[s] for w in dense]) for s, part in enumerate(parts)])
 
+    @staticmethod
+    def _leaf(weight: Tensor, conv: Conv, widths: tuple[Tensor, Tensor]) -> Tensor:
+        """What autograd makes the gradient of: slots that end where the largest crop does."""
+        cin, cout = (int(width_S.max()) for width_S in widths)
+        slot = weight_slot(cin, cout, conv.kernel, weight.dtype, conv.depthwise)
+        return weight[:, :slot].contiguous().requires_grad_()
+
+    def _generate(self) -> list[Tensor]:
+        """The packed weights of every convolution."""
+        if self.at_rest:
+            return self.net.generate_packed(self.codes, self.widths)
+        return [
+            generate_delayed(self._state(layer), self.pending[layer], self.recurrence, code_SH, *widths)
+            for layer, (code_SH, widths) in enumerate(zip(self.codes, self.widths, strict=True))
+        ]
+
     def step(self, lr: float) -> None:
-        """Apply what a backward pass has left, and drop it."""
-        d_codes = [self._update(layer, lr) for layer in range(len(self.codes))]
+        """Apply what a backward pass has left, or keep it to be applied later, and drop the rest."""
+        before, self.recurrence = self.recurrence, self._stepped(lr)
+        d_codes = [self._keep(layer, before) for layer in range(len(self.codes))]
         torch.autograd.backward(self.codes, d_codes)
         self.rest.step(lr)
         self.codes, self.weights, self.widths = [], [], []
+        if self.recurrence.steps == self.delay:
+            self._rest()
 
-    def _update(self, layer: int, lr: float) -> Tensor:
-        """Train one convolution's basis and bias; the gradient of its codes ``[S, H]``."""
-        grad, (cin_S, cout_S) = self.weights[layer].grad, self.widths[layer]
+    def settle(self) -> None:
+        """Apply every step that was not applied yet."""
+        if not self.at_rest:
+            for layer, factors in enumerate(self.pending):
+                update_generators_(self._state(layer), factors, self.recurrence)
+            self._rest()
+
+    def _rest(self) -> None:
+        self.recurrence = Recurrence()
+        self.pending = [[] for _ in self.pending]
+
+    def _stepped(self, lr: float) -> Recurrence:
+        return self.recurrence.step(lr=lr, momentum=self.recipe.momentum, weight_decay=self.recipe.weight_decay)
+
+    def _keep(self, layer: int, before: Recurrence) -> Tensor:
+        """Keep the factors of one convolution's step, or apply all of them; the gradient of its codes ``[S, H]``."""
+        state, grad = self._state(layer), self.weights[layer].grad
         assert grad is not None
+        earlier = self.pending[layer]
+        factors = Factors(self.codes[layer].detach(), grad, *self.widths[layer])
+        self.pending[layer] = [*earlier, factors]
+        if self.recurrence.steps < self.delay:
+            return code_gradients(state, earlier, before, grad, *self.widths[layer])
+        d_codes = update_generators_(state, self.pending[layer], self.recurrence, before)
+        assert d_codes is not None
+        return d_codes
+
+    def _state(self, layer: int) -> GeneratorState:
+        """One convolution's basis and bias, with their momentum."""
         basis, bias = (f"generators.{layer}.{name}" for name in ("basis", "bias"))
         for name in (basis, bias):
             if name not in self.generated_momentum:
                 self.generated_momentum[name] = torch.zeros_like(self.generated[name])
-        return update_generators_(
-            self.generated[basis],
-            self.generated[bias],
-            self.generated_momentum[basis],
-            self.generated_momentum[bias],
-            self.codes[layer].detach(),
-            grad,
-            cin_S,
-            cout_S,
-            depthwise=self.net.space.convs[layer].depthwise,
-            lr=lr,
-            momentum=self.recipe.momentum,
-            weight_decay=self.recipe.weight_decay,
-        )
+        weights, momentum, depthwise = self.generated, self.generated_momentum, self.net.space.convs[layer].depthwise
+        return GeneratorState(weights[basis], weights[bias], momentum[basis], momentum[bias], depthwise)
 
     def momentum(self) -> dict[str, Tensor]:
-        """The momentum of every parameter that has been changed."""
+        """The momentum of every parameter that has been changed, true `at_rest`."""
         return {**self.generated_momentum, **self.rest.momentum()}
 
     def restore(self, momentum: Mapping[str, Tensor]) -> None:
@@ -126,6 +180,15 @@ def step_bytes(space: Space, batch: int, resolution: int) -> int:
         cout, cin = _mean_width(conv.cout), 1 if conv.depthwise else _mean_width(conv.cin)
         numbers += KEPT_PER_CONV * cout * prod(convolved[conv.name]) + WEIGHT_COPIES * cout * cin * conv.kernel**2
     return int(FLOAT_BYTES * numbers)
+
+
+def delayed_bytes(space: Space, structures: int, delay: int) -> int:
+    """About how many bytes of gradients a delayed update keeps, of middling structures."""
+    weights = sum(
+        _mean_width(conv.cout) * (1 if conv.depthwise else _mean_width(conv.cin)) * conv.kernel**2
+        for conv in space.convs
+    )
+    return int(FLOAT_BYTES * (delay - 1) * structures * weights)
 
 
 def _mean_width(width: Width) -> float:

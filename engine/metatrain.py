@@ -25,7 +25,7 @@ from torch import Tensor
 from engine import population
 from engine.data import Data, Splits, open_data
 from engine.errors import UserError
-from engine.factored_sgd import FactoredSGD, parameter_bytes, step_bytes
+from engine.factored_sgd import DEFAULT_UPDATE, DELAYS, FactoredSGD, delayed_bytes, parameter_bytes, step_bytes
 from engine.memory import default_memory, free_memory
 from engine.pruningnet import SHARED, PruningNet, count_parameters
 from engine.random import random_integers, stream_key
@@ -74,6 +74,8 @@ class Metatrain(TrainingOptions):
     """Hidden size of every weight generator (default: the paper's, 32 or 64)."""
     calibration_images: int = 1000
     """Images that calibrate BatchNorm before an accuracy is measured."""
+    update: str | None = None
+    """When steps are applied to the generators: immediate, or delayed, several together (default: the faster)."""
     backend: str = "auto"
     """Kernels: auto, reference, cpu, triton or cuda."""
 
@@ -118,6 +120,8 @@ def main(options: Metatrain) -> None:
         options = directory.resumed_options(options, out)
     chosen = architecture(options.architecture)
     options.check()
+    if options.update not in (None, *DELAYS):
+        raise UserError(f"--update {options.update}: choose {' or '.join(DELAYS)}")
     device = use_device(options.device, options.backend)
     # A run killed before it wrote them has none; the seed makes the same ones again.
     stored = out / "splits.json"
@@ -154,12 +158,18 @@ def recipe_of(options: Metatrain, data: Data) -> Recipe:
     return recipe
 
 
+def _delay(options: Metatrain, device: torch.device) -> int:
+    """After how many steps the generators are updated."""
+    return DELAYS[options.update or DEFAULT_UPDATE[device.type]]
+
+
 def _check_memory(options: Metatrain, space: Space, batch: int, data: Data) -> str:
     """What training takes, in words; `UserError` unless a step of middling structures fits into what is free."""
     kept = parameter_bytes(space, options.hidden_size, averaged=options.ema is not None)
     # In a sandwich the largest takes as much as two middling structures, the smallest next to nothing.
-    alike = options.step_recipe.structures if options.sandwich else 1
-    step = alike * step_bytes(space, batch, data.preprocessing.resolution)
+    alike, structures = (options.step_recipe.structures if options.sandwich else 1), options.step_recipe.structures
+    delay = _delay(options, data.device)
+    step = alike * step_bytes(space, batch, data.preprocessing.resolution) + delayed_bytes(space, structures, delay)
     besides = max(step, default_memory(data.device))
     kept_are = "weights and momentum" if options.ema is None else "weights, momentum and average"
     needed = f"about {_gigabytes(kept + besides)} of memory"
@@ -183,7 +193,7 @@ def training_of(options: Metatrain, out: Path, space: Space, data: Data, recipe:
     epoch = max(1, len(images) // recipe.batch)
     steps = options.steps or recipe.epochs * epoch
     net = PruningNet(space, options.hidden_size, torch.Generator().manual_seed(options.seed), device=data.device)
-    optimizer = FactoredSGD(net, recipe)
+    optimizer = FactoredSGD(net, recipe, _delay(options, data.device))
     average = None if options.ema is None else WeightAverage(net, options.ema, steps)
     step_recipe = options.step_recipe
     structures_of = step_recipe.structures_of(space, options.seed, data.device)

@@ -39,7 +39,7 @@ class Activations:
 def training_logits(
     net: PruningNet, weights: Sequence[Tensor], genome_SG: Tensor, images_NCHW: Tensor, *, shared: bool = False
 ) -> Tensor:
-    """Logits ``[S, N, classes]`` with the packed weights of every convolution (`PruningNet.generate_packed`).
+    """Logits ``[S, N, classes]`` with the packed weights of every convolution, in slots no larger than the largest.
 
     The images are split among the structures in order, and S divides their number; or all see the same (``shared``).
     """
@@ -74,10 +74,7 @@ class _Pass:
 
     def _layer(self, conv: Conv, weight: Tensor, cin_S: Tensor, cout_S: Tensor) -> Activations:
         x = self.tensors[conv.source]
-        # No slot is larger than what these structures need.
         cin, cout = int(cin_S.max()), int(cout_S.max())
-        slot = layout.weight_slot(cin, cout, conv.kernel, weight.dtype, conv.depthwise)
-        weight = weight[:, :slot].contiguous()
         source_S = self.first_S if conv.source == IMAGE else self.own_S
         shared: dict[str, Any] = {
             "weight_source_S": self.own_S, "image": x.image, "kernel": conv.kernel, "stride": conv.stride,

@@ -2,7 +2,7 @@
 
 `S` subnetworks with different channel counts share buffers (`kernels.layout`). Channel counts and slot
 numbers are int32 tensors on the device of the data. Every op takes float32, bfloat16 (computed in float32,
-rounded once) and, in the reference, float64; `update_generators_`, which trains, no bfloat16.
+rounded once) and, in the reference, float64; those that train (`kernels.training`) no bfloat16.
 
 Where an op has a `source_S`, subnetwork s reads slot `source[s]` of the input, and with a `weight_source_S`
 slot `weight_source[s]` of the weights: several subnetworks may share one.
@@ -24,7 +24,6 @@ from kernels.functions import (
     ragged_max_pool,
     ragged_normalise,
     score_logits,
-    update_generators_,
 )
 from kernels.layout import (
     activation_slot,
@@ -36,12 +35,19 @@ from kernels.layout import (
     unpack_weights,
     weight_slot,
 )
+from kernels.training import Factors, GeneratorState, code_gradients, generate_delayed, update_generators_
+from kernels.update_generators.recurrence import Recurrence
 
 __all__ = [
     "BlockConv",
+    "Factors",
+    "GeneratorState",
+    "Recurrence",
     "activation_slot",
     "backends",
+    "code_gradients",
     "fused_block",
+    "generate_delayed",
     "generate_weights",
     "output_size",
     "pack_activations",

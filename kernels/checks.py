@@ -8,7 +8,7 @@ Legend: S subnetworks, O channels out, I channels in, K = kernel² taps, H hidde
 """
 
 from collections.abc import Sequence
-from math import inf, isqrt
+from math import isfinite, isqrt
 
 import torch
 from torch import Tensor
@@ -259,23 +259,6 @@ def ragged_depthwise_backward(
     _output_gradients(grad_y, grad_sums, y, x, output_image(image, kernel, stride), channels.shape[0], max_channels)
 
 
-def _output_gradients(
-    grad_y: Tensor | None,
-    grad_sums: Tensor | None,
-    y: Tensor,
-    x: Tensor,
-    out_image: Image,
-    count: int,
-    max_channels: int,
-) -> None:
-    """The output of a bare convolution, and the gradients of it and of its sums, if there are any."""
-    for name, tensor in (("y", y), ("grad_y", grad_y)):
-        if tensor is not None:
-            _expect(name, tensor, (count, activation_slot(out_image, max_channels)), (x.dtype,), x, "= [S, slot] ")
-    if grad_sums is not None:
-        _expect("grad_sums", grad_sums, (count, 2, max_channels), (torch.float64,), x, "= [S, 2, max channels] ")
-
-
 def fused_block(
     x: Tensor,
     channels: Tensor,
@@ -393,31 +376,104 @@ def score_logits(
     _indices(x, _count(channels, "channels"), channels=channels, source=source)
 
 
+def _trainable(basis: Tensor) -> None:
+    dtypes = (torch.float32, torch.float64)
+    torch._check(basis.dtype in dtypes, lambda: f"basis must be {dtypes[0]} or {dtypes[1]}, got {basis.dtype}")
+
+
+def _momentum(basis: Tensor, basis_momentum: Tensor, bias_momentum: Tensor) -> None:
+    _expect("basis_momentum", basis_momentum, basis.shape, (basis.dtype,), basis, "= [O, I, K, H] ")
+    _expect("bias_momentum", bias_momentum, basis.shape[:3], (basis.dtype,), basis, "= [O, I, K] ")
+
+
+def _factors(
+    basis: Tensor, bias: Tensor, names: tuple[str, ...], factors: Sequence[Sequence[Tensor]], depthwise: bool
+) -> None:
+    """The codes, gradients, cin and cout of every step."""
+    lengths = [len(values) for values in factors]
+    torch._check(len(set(lengths)) == 1, lambda: f"every factor has {', '.join(names)}; got lists of {lengths}")
+    for j, (codes, grad, cin, cout) in enumerate(zip(*factors, strict=True)):
+        generate_weights(basis, bias, codes, cin, cout, depthwise)
+        _packed(f"{names[1]}[{j}]", basis, grad, len(codes), depthwise)
+
+
+def _packed(name: str, basis: Tensor, grad: Tensor, count: int, depthwise: bool) -> None:
+    o, i, taps, _ = basis.shape
+    # A slot may be as small as its largest crop.
+    slot = min(grad.shape[-1], weight_slot(i, o, isqrt(taps), basis.dtype, depthwise))
+    _expect(name, grad, (count, slot), (basis.dtype,), basis, "= [S, slot] ")
+
+
+def _coefficients(name: str, values: Sequence[float], factors: int) -> None:
+    torch._check(
+        len(values) == 2 + factors and all(map(isfinite, values)),
+        lambda: f"{name} must be 2 + {factors} finite numbers, got {list(values)}",
+    )
+
+
+def generate_delayed(
+    basis: Tensor,
+    bias: Tensor,
+    basis_momentum: Tensor,
+    bias_momentum: Tensor,
+    factor_codes: Sequence[Tensor],
+    factor_grads: Sequence[Tensor],
+    factor_cin: Sequence[Tensor],
+    factor_cout: Sequence[Tensor],
+    depthwise: bool,
+    coefficients: Sequence[float],
+    codes: Tensor,
+    cin: Tensor,
+    cout: Tensor,
+) -> None:
+    _trainable(basis)
+    generate_weights(basis, bias, codes, cin, cout, depthwise)
+    _momentum(basis, basis_momentum, bias_momentum)
+    names = ("factor_codes", "factor_grads", "factor_cin", "factor_cout")
+    _factors(basis, bias, names, (factor_codes, factor_grads, factor_cin, factor_cout), depthwise)
+    _coefficients("coefficients", coefficients, len(factor_codes))
+
+
+def code_gradients(
+    basis: Tensor,
+    bias: Tensor,
+    basis_momentum: Tensor,
+    bias_momentum: Tensor,
+    factor_codes: Sequence[Tensor],
+    factor_grads: Sequence[Tensor],
+    factor_cin: Sequence[Tensor],
+    factor_cout: Sequence[Tensor],
+    depthwise: bool,
+    coefficients: Sequence[float],
+    grad: Tensor,
+    cin: Tensor,
+    cout: Tensor,
+) -> None:
+    codes = basis.new_empty(_count(cout, "cout"), basis.shape[-1])
+    state = (basis, bias, basis_momentum, bias_momentum, factor_codes, factor_grads, factor_cin, factor_cout)
+    generate_delayed(*state, depthwise, coefficients, codes, cin, cout)
+    _packed("grad", basis, grad, len(codes), depthwise)
+
+
 def update_generators_(
     basis: Tensor,
     bias: Tensor,
     basis_momentum: Tensor,
     bias_momentum: Tensor,
-    codes: Tensor,
-    grad: Tensor,
-    cin: Tensor,
-    cout: Tensor,
+    codes: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    cin: Sequence[Tensor],
+    cout: Sequence[Tensor],
     depthwise: bool,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
+    before: Sequence[float],
+    weights: Sequence[float],
+    momentum: Sequence[float],
 ) -> None:
-    torch._check(
-        basis.dtype in (torch.float32, torch.float64),
-        lambda: f"basis must be torch.float32 or torch.float64, got {basis.dtype}",
-    )
-    generate_weights(basis, bias, codes, cin, cout, depthwise)
-    o, i, taps, _ = basis.shape
-    _expect("basis_momentum", basis_momentum, basis.shape, (basis.dtype,), basis, "= [O, I, K, H] ")
-    _expect("bias_momentum", bias_momentum, bias.shape, (basis.dtype,), basis, "= [O, I, K] ")
-    slot = weight_slot(i, o, isqrt(taps), basis.dtype, depthwise)
-    _expect("grad", grad, (len(codes), slot), (basis.dtype,), basis, "= [S, slot] ")
-    for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-        torch._check(
-            0 <= value < inf, lambda name=name, value=value: f"{name} must be a finite number from 0, got {value}"
-        )
+    _trainable(basis)
+    torch._check(len(codes) >= 1, lambda: "there must be at least one factor")
+    _factors(basis, bias, ("codes", "grads", "cin", "cout"), (codes, grads, cin, cout), depthwise)
+    _momentum(basis, basis_momentum, bias_momentum)
+    if before:
+        _coefficients("before", before, len(grads) - 1)
+    _coefficients("weights", weights, len(grads))
+    _coefficients("momentum", momentum, len(grads))

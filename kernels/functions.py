@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kernels import backends, checks
@@ -303,48 +302,3 @@ def score_logits(
     never correct) and its cross-entropy in nats (float64 `[S, N]`). Not differentiable.
     """
     return _call("score_logits", x, weight_TC, bias_T, labels_N, channels_S, source_S, list(image))
-
-
-def update_generators_(
-    basis_OIKH: Tensor,
-    bias_OIK: Tensor,
-    basis_momentum_OIKH: Tensor,
-    bias_momentum_OIK: Tensor,
-    codes_SH: Tensor,
-    grad: Tensor,
-    cin_S: Tensor,
-    cout_S: Tensor,
-    *,
-    depthwise: bool = False,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-) -> Tensor:
-    """Train the weight generator of one convolution: a step of momentum SGD in place, in one pass over the basis.
-
-        m ← momentum · m + Σ_s g[s] ⊗ codes[s] + weight_decay · basis        basis ← basis - lr · m
-
-    and likewise for the bias, without the codes. `grad` `[S, slot]` holds the gradients of the S generated weights,
-    packed as `generate_weights` returns those; its pad channels are not read, and outside the crop g[s] is zero.
-    H may be 0: then the bias alone is trained. All tensors are of one dtype, float32 or float64. It is
-    `torch.optim.SGD`, whose first step is that with a momentum of zeros.
-
-    Returns the gradient of the codes `[S, H]`, Σ_{o,i,k} g[s,o,i,k] · basis[o,i,k] of the basis before the step.
-    Nothing of this is recorded for autograd.
-    """
-    with torch.no_grad():
-        return _call(
-            "update_generators_",
-            basis_OIKH,
-            bias_OIK,
-            basis_momentum_OIKH,
-            bias_momentum_OIK,
-            codes_SH,
-            grad,
-            cin_S,
-            cout_S,
-            depthwise,
-            lr,
-            momentum,
-            weight_decay,
-        )

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from kernels import checks
+from kernels.code_gradients.reference import code_gradients_reference
 from kernels.fused_block.reference import fused_block_reference
+from kernels.generate_delayed.reference import generate_delayed_reference
 from kernels.generate_weights.reference import generate_weights_backward_reference, generate_weights_reference
 from kernels.layout import activation_slot, chained_image, output_image, weight_slot
 from kernels.ragged_conv.reference import ragged_conv_backward_reference, ragged_conv_reference
@@ -36,6 +38,8 @@ OPS = (
     "ragged_normalise",
     "ragged_max_pool",
     "score_logits",
+    "generate_delayed",
+    "code_gradients",
     "update_generators_",
 )
 
@@ -381,12 +385,29 @@ _declare(
     ),
 )
 
+_STATE = "Tensor basis, Tensor bias, Tensor basis_momentum, Tensor bias_momentum"
+_FACTORS = "Tensor[] factor_codes, Tensor[] factor_grads, Tensor[] factor_cin, Tensor[] factor_cout, bool depthwise"
+
+_declare(
+    "generate_delayed",
+    f"{_STATE}, {_FACTORS}, float[] coefficients, Tensor codes, Tensor cin, Tensor cout",
+    "Tensor",
+    generate_delayed_reference,
+    lambda basis, bias, *rest: _generate_weights_fake(basis, bias, *rest[-3:], rest[6]),
+)
+_declare(
+    "code_gradients",
+    f"{_STATE}, {_FACTORS}, float[] coefficients, Tensor grad, Tensor cin, Tensor cout",
+    "Tensor",
+    code_gradients_reference,
+    lambda basis, *rest: basis.new_empty(rest[-3].shape[0], basis.shape[-1]),
+)
 # Changes its first four arguments in place, outside of autograd: it is the step after the backward pass.
 _declare(
     "update_generators_",
-    "Tensor(a!) basis, Tensor(b!) bias, Tensor(c!) basis_momentum, Tensor(d!) bias_momentum, Tensor codes, "
-    "Tensor grad, Tensor cin, Tensor cout, bool depthwise, float lr, float momentum, float weight_decay",
+    "Tensor(a!) basis, Tensor(b!) bias, Tensor(c!) basis_momentum, Tensor(d!) bias_momentum, Tensor[] codes, "
+    "Tensor[] grads, Tensor[] cin, Tensor[] cout, bool depthwise, float[] before, float[] weights, float[] momentum",
     "Tensor",
     update_generators_reference,
-    lambda basis, bias, basis_momentum, bias_momentum, codes, *_: torch.empty_like(codes),
+    lambda basis, *rest: basis.new_empty(rest[3][-1].shape[0] if rest[8] else 0, basis.shape[-1]),
 )

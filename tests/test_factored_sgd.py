@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from structures import random_genomes, space_of, tiny_space
 from torch import Tensor
 
-from engine.factored_sgd import FactoredSGD, parameter_bytes, step_bytes
+from engine.factored_sgd import FactoredSGD, delayed_bytes, parameter_bytes, step_bytes
 from engine.pruningnet import SHARED, PruningNet
 from engine.run.optimizer import SGD, Optimizer
 from engine.space import Space
@@ -24,8 +24,8 @@ def net_of(space: Space, hidden: int | None, dtype: torch.dtype) -> PruningNet:
     return PruningNet(space, hidden, torch.Generator().manual_seed(0)).to(dtype)
 
 
-def optimizer_of(net: PruningNet, factored: bool) -> Optimizer:
-    return FactoredSGD(net, recipe()) if factored else SGD(net.named_parameters(), recipe())
+def optimizer_of(net: PruningNet, factored: bool, delay: int = 1) -> Optimizer:
+    return FactoredSGD(net, recipe(), delay) if factored else SGD(net.named_parameters(), recipe())
 
 
 def batch(space: Space, step: int, side: int = 32) -> tuple[Tensor, Tensor]:
@@ -49,18 +49,28 @@ def train(net: PruningNet, optimizer: Optimizer, steps: range, structures: int =
 
 
 def trained(
-    space: Space, hidden: int | None, dtype: torch.dtype, steps: int, *, factored: bool, structures: int = 1
+    space: Space,
+    hidden: int | None,
+    dtype: torch.dtype,
+    steps: int,
+    *,
+    factored: bool,
+    structures: int = 1,
+    delay: int = 1,
 ) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
     """Losses, weights and momentum."""
     net = net_of(space, hidden, dtype)
-    optimizer = optimizer_of(net, factored)
-    return train(net, optimizer, range(steps), structures), net.state_dict(), optimizer.momentum()
+    optimizer = optimizer_of(net, factored, delay)
+    losses = train(net, optimizer, range(steps), structures)
+    optimizer.settle()
+    return losses, net.state_dict(), optimizer.momentum()
 
 
+@pytest.mark.parametrize("delay", [1, 8])
 @pytest.mark.parametrize(("structures", "hidden"), [(1, None), (3, None), (3, SHARED)])
-def test_fifty_steps_are_those_of_plain_autograd_and_sgd(structures: int, hidden: int | None) -> None:
+def test_fifty_steps_are_those_of_plain_autograd_and_sgd(structures: int, hidden: int | None, delay: int) -> None:
     found, expected = (
-        trained(tiny_space(), hidden, torch.float64, 50, factored=factored, structures=structures)
+        trained(tiny_space(), hidden, torch.float64, 50, factored=factored, structures=structures, delay=delay)
         for factored in (True, False)
     )
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
@@ -80,13 +90,14 @@ def test_every_step_of_mobilenet_v1_is_that_of_plain_autograd_and_sgd() -> None:
         torch.testing.assert_close(optimizer.momentum(), plain.momentum(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("delay", [1, 3])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_single_precision_stays_as_close_to_double_as_plain_training_does(backend: str) -> None:
+def test_single_precision_stays_as_close_to_double_as_plain_training_does(backend: str, delay: int) -> None:
     space = tiny_space()
     _, exact, _ = trained(space, None, torch.float64, 5, factored=False)
     _, plain, _ = trained(space, None, torch.float32, 5, factored=False)
     with backends.use(backend):
-        _, found, _ = trained(space, None, torch.float32, 5, factored=True)
+        _, found, _ = trained(space, None, torch.float32, 5, factored=True, delay=delay)
 
     def error(weights: dict[str, Tensor]) -> float:
         return max(float((weights[name].double() - exact[name]).abs().max()) for name in exact)
@@ -140,6 +151,49 @@ def test_the_memory_of_weights_momentum_and_average_is_four_bytes_a_parameter_ea
     parameters = sum(parameter.numel() for parameter in net_of(tiny_space(), hidden, torch.float32).parameters())
     assert parameter_bytes(tiny_space(), hidden) == 8 * parameters
     assert parameter_bytes(tiny_space(), hidden, averaged=True) == 12 * parameters
+
+
+def test_a_delayed_update_changes_the_generators_every_so_many_steps_since_it_was_last_at_rest() -> None:
+    net = net_of(tiny_space(), None, torch.float32)
+    optimizer = FactoredSGD(net, recipe(), delay=4)
+    changed, rests = [], []
+    for step in range(10):
+        before = [p.clone() for p in (*optimizer.generated.values(), *optimizer.generated_momentum.values())]
+        train(net, optimizer, range(step, step + 1))
+        after = (*optimizer.generated.values(), *optimizer.generated_momentum.values())
+        changed.append(any(not torch.equal(a, b) for a, b in zip(before, after, strict=False)))
+        rests.append(optimizer.at_rest)
+        if step == 5:
+            optimizer.settle()
+            assert optimizer.at_rest
+    assert changed == rests == [step in (3, 9) for step in range(10)]
+
+
+def test_settled_and_restored_a_delayed_update_continues_bit_for_bit() -> None:
+    through = net_of(tiny_space(), None, torch.float32)
+    optimizer = FactoredSGD(through, recipe(), delay=4)
+    train(through, optimizer, range(6))
+    optimizer.settle()
+    train(through, optimizer, range(6, 12))
+
+    again = net_of(tiny_space(), None, torch.float32)
+    first, second = (FactoredSGD(again, recipe(), delay=4) for _ in range(2))
+    train(again, first, range(6))
+    first.settle()
+    second.restore({name: buffer.clone() for name, buffer in first.momentum().items()})
+    train(again, second, range(6, 12))
+    for one in (optimizer, second):
+        one.settle()
+    assert all(torch.equal(a, b) for a, b in zip(through.parameters(), again.parameters(), strict=True))
+
+
+def test_a_delayed_update_keeps_the_gradients_of_all_steps_but_the_last_of_middling_structures() -> None:
+    space = tiny_space()
+    net = net_of(space, 1, torch.float32)
+    middling = net.generate(space.uniform_choice(space.choices // 2))
+    weights = sum(weight.numel() for (weight,) in middling)
+    assert delayed_bytes(space, structures=3, delay=1) == 0
+    assert delayed_bytes(space, structures=3, delay=8) == pytest.approx(4 * 7 * 3 * weights, rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "resnet50"])

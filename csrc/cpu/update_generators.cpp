@@ -8,23 +8,17 @@
 namespace metaprune {
 namespace {
 
-// A run is a panel of output channels and this many rows of each, so few that what they add to a code's
-// gradient may be summed in float.
-constexpr std::int64_t kStrip = 128;
+// A run is a panel of output channels and this many rows of each, so few that what they add to a sum may be
+// summed in float.
+constexpr std::int64_t kStrip = 256;
 
-// Rows of one output channel that are at hand at a time.
-constexpr std::int64_t kTileRows = 16;
-
-// Working memory of one thread.
+// Working memory of one thread. A strip is what one crop has of a run: [kPanel, kStrip].
 struct Scratch {
-    float* strips;       // [F, kPanel, kStrip]: the factors' gradients for a run, zero beyond a crop
-    float* tile;         // [kTileRows, padded(H)]
-    float* d_codes;      // [F, padded(H)]
+    float* strips;       // [F, kPanel, kStrip]
+    float* weights;      // [kPanel, kStrip], of one subnetwork
+    float* sums;         // [F, H]
     std::int64_t* kept;  // [F], the factors whose crop holds some of what is worked on
 };
-
-// Room for the H numbers of a row in whole registers.
-constexpr std::int64_t padded(std::int64_t H) { return round_up(H, 16); }
 
 }  // namespace
 }  // namespace metaprune
@@ -33,18 +27,34 @@ constexpr std::int64_t padded(std::int64_t H) { return round_up(H, 16); }
 #include "for_each_isa.h"
 
 namespace metaprune {
+namespace {
 
-void update_generators(Isa isa, const UpdateGenerators& args, double* d_codes, std::int64_t begin,
-                       std::int64_t end) {
-    const auto F = static_cast<std::size_t>(args.F), row = static_cast<std::size_t>(padded(args.H));
-    const std::size_t strips = F * kPanel * kStrip, tile = kTileRows * row;
-    std::byte* memory = workspace((strips + tile + F * row) * sizeof(float) + F * sizeof(std::int64_t));
+Scratch make_scratch(std::int64_t factors, std::int64_t H) {
+    const auto F = static_cast<std::size_t>(factors), strip = static_cast<std::size_t>(kPanel * kStrip);
+    const std::size_t floats = (F + 1) * strip + F * static_cast<std::size_t>(H);
+    std::byte* memory = workspace(F * sizeof(std::int64_t) + floats * sizeof(float) + 64);
     Scratch scratch{};
     scratch.strips = reinterpret_cast<float*>(memory);
-    scratch.tile = scratch.strips + strips;
-    scratch.d_codes = scratch.tile + tile;
-    scratch.kept = reinterpret_cast<std::int64_t*>(scratch.d_codes + F * row);
-    METAPRUNE_CALL(isa, update_generators(args, scratch, d_codes, begin, end));
+    scratch.weights = scratch.strips + F * strip;
+    scratch.kept = reinterpret_cast<std::int64_t*>(scratch.weights + strip);
+    scratch.sums = reinterpret_cast<float*>(scratch.kept + F);
+    return scratch;
+}
+
+}  // namespace
+
+void generate_delayed(Isa isa, const GenerateDelayed& args, std::int64_t begin, std::int64_t end) {
+    METAPRUNE_CALL(isa, generate_delayed(args, make_scratch(args.F, args.generator.H), begin, end));
+}
+
+void code_gradients(Isa isa, const CodeGradients& args, double* sums, std::int64_t begin, std::int64_t end) {
+    METAPRUNE_CALL(isa, code_gradients(args, make_scratch(args.F, args.generator.H), sums, begin, end));
+}
+
+void update_generators(Isa isa, const UpdateGenerators& args, double* sums, std::int64_t begin,
+                       std::int64_t end) {
+    const Scratch scratch = make_scratch(args.gradients.F, args.gradients.generator.H);
+    METAPRUNE_CALL(isa, update_generators(args, scratch, sums, begin, end));
 }
 
 }  // namespace metaprune

@@ -1,9 +1,9 @@
-// update_generators_ over raw pointers; the maths is in kernels/update_generators/README.md.
+// Training weight generators over raw pointers; the maths is in kernels/update_generators/README.md.
 //
-// Legend: O channels out, I channels in, K kernel taps, H hidden size, F factors; arrays are contiguous, last
-// axis fastest. A row is the H numbers of one weight (o, i, k), and lies at (o · I + i) · K + k. A depthwise
-// convolution of C channels and t taps is the dense one with O = C, I = t, K = 1: its basis is the same
-// bytes.
+// Legend: S subnetworks, O channels out, I channels in, K kernel taps, H hidden size, F factors; arrays are
+// contiguous, last axis fastest. A row is the H numbers of one weight (o, i, k), and lies at (o · I + i) · K
+// + k. A depthwise convolution of C channels and t taps is the dense one with O = C, I = t, K = 1: its basis
+// is the same bytes.
 
 #pragma once
 
@@ -18,42 +18,79 @@ namespace metaprune {
 // Blocks are the unit of parallelism.
 inline constexpr std::int64_t kUpdateBlocks = 64;
 
-// Packed weights or gradients of one crop (kernels/layout.py): channels o.. of a panel, for input channel i
-// and tap k, begin at front + o / 16 · panel + k · tap + i · step.
+// Where the weights of one crop lie (kernels/layout.py): those of input channel i and tap k for channels o..
+// of a panel begin at o / 16 · panel + k · tap + i · step.
 struct Crop {
-    const float* front;
     std::int64_t cin, cout;
     std::int64_t panel, tap, step;
-    std::int64_t room;  // output channels it holds, those of its padding among them
+    std::int64_t room;  // output channels there is room for, padding among them
+    std::int64_t size;  // numbers in all
 };
 
-inline Crop packed_crop(const float* front, std::int64_t cin, std::int64_t cout, std::int64_t K,
-                        bool depthwise) {
-    if (depthwise) return {front, cin, cout, kPanel, 0, round_up(cout, 8), round_up(cout, 8)};
-    return {front, cin, cout, K * cin * kPanel, cin * kPanel, kPanel, round_up(cout, kPanel)};
+inline Crop packed_crop(std::int64_t cin, std::int64_t cout, std::int64_t K, bool depthwise) {
+    const std::int64_t room = round_up(cout, depthwise ? 8 : kPanel), size = room * K * cin;
+    if (depthwise) return {cin, cout, kPanel, 0, room, room, size};
+    return {cin, cout, K * cin * kPanel, cin * kPanel, kPanel, room, size};
 }
 
-// What weights and momentum become: new = from_weights · weights + from_momentum · momentum + Σ_f factor[f] ·
-// f, to which new weights add the old ones.
-struct Combination {
-    float from_weights, from_momentum;
-    const float* factors;  // [F]
-    const float* codes;    // [F, H], the codes of each factor times its number
+// What one subnetwork adds to the gradient of the basis: its packed gradient times its code.
+struct Factor {
+    Crop crop;
+    const float* grad;
 };
 
-struct UpdateGenerators {
-    std::int64_t O, I, K, H, F;
-    float *basis, *basis_momentum;  // [O, I, K, H]
+// from_basis · basis + from_momentum · momentum + Σ_f numbers[f] · factor f; where from_momentum is zero the
+// momentum is not read.
+struct Combination {
+    float from_basis, from_momentum;
+    const float* numbers;  // [F]
+};
+
+struct Generator {
+    std::int64_t O, I, K, H;
+    float *basis, *basis_momentum;  // [O, I, K, H]; written by update_generators alone
     float *bias, *bias_momentum;    // [O, I, K]
-    const Crop* crops;              // [F], of the factors' gradients
-    Combination weights, momentum;
 
     std::int64_t row_length() const { return I * K; }
 };
 
-// Update the rows of blocks [begin, end). d_codes is [kUpdateBlocks, F, H], zero on entry: the sum over the
-// blocks is the gradient of the codes of the factors, of the basis before the update.
-void update_generators(Isa isa, const UpdateGenerators& args, double* d_codes, std::int64_t begin,
+struct GenerateDelayed {
+    Generator generator;
+    std::int64_t S, F;
+    const Factor* factors;  // [F]
+    // What to add to the basis. Its numbers are [S, F]: each times one plus the product of the two codes, so
+    // that they make weights, those of the bias among them, of the factors' gradients.
+    Combination change;
+    const float* codes;     // [S, H]
+    const Crop* crops;      // [S]
+    float* const* weights;  // [S]
+};
+
+// Write blocks [begin, end) of the weights of all subnetworks, zero in their padding.
+void generate_delayed(Isa isa, const GenerateDelayed& args, std::int64_t begin, std::int64_t end);
+
+struct CodeGradients {
+    Generator generator;
+    std::int64_t F, pending;  // the last F - pending factors are those whose codes get gradients
+    const Factor* factors;    // [F]
+    Combination change;       // what to add to the basis first; its numbers are not used
+
+    // For each of the last factors, of its gradient: the sum of the rows that it is multiplied with, and its
+    // products with those of the pending factors.
+    std::int64_t sums() const { return (F - pending) * (generator.H + pending); }
+};
+
+// Add what blocks [begin, end) have of the sums [kUpdateBlocks, F - pending, H + pending].
+void code_gradients(Isa isa, const CodeGradients& args, double* sums, std::int64_t begin, std::int64_t end);
+
+struct UpdateGenerators {
+    CodeGradients gradients;                    // of the basis before the update
+    Combination basis, momentum;                // what to add to the basis, and the new momentum
+    const float *basis_codes, *momentum_codes;  // [F, H], the factors' codes times their numbers
+};
+
+// Update the rows of blocks [begin, end) in place, and add to the sums as code_gradients does.
+void update_generators(Isa isa, const UpdateGenerators& args, double* sums, std::int64_t begin,
                        std::int64_t end);
 
 }  // namespace metaprune

@@ -72,7 +72,7 @@ class Interruption:
             signal.alarm(ranks.GRACE)
             return
         # os.write: a print may be cut into by the very signal this handles.
-        os.write(sys.stderr.fileno(), b"\nstopping after this step; once more to stop at once\n")
+        os.write(sys.stderr.fileno(), b"\nstopping as soon as what is done can be saved; once more to stop at once\n")
 
     def _wait_no_longer(self, *_: object) -> None:
         self.stop_if_asked()

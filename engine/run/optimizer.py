@@ -14,6 +14,13 @@ from engine.space.recipe import Recipe
 class Optimizer(Protocol):
     """What the training loop needs of an optimizer. Momentum goes by the names of the module's parameters."""
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether the module's parameters and the momentum are those after the last step."""
+
+    def settle(self) -> None:
+        """Come to rest."""
+
     def step(self, lr: float) -> None:
         """Apply what a backward pass has left, and drop it."""
 
@@ -25,7 +32,9 @@ class Optimizer(Protocol):
 
 
 class SGD:
-    """`torch.optim.SGD` over named parameters."""
+    """`torch.optim.SGD` over named parameters, always at rest."""
+
+    at_rest = True
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], recipe: Recipe) -> None:
         self.parameters = dict(parameters)
@@ -42,6 +51,9 @@ class SGD:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def settle(self) -> None:
+        pass
 
     def momentum(self) -> dict[str, Tensor]:
         buffers = ((name, self.optimizer.state[p].get("momentum_buffer")) for name, p in self.parameters.items())

@@ -136,13 +136,15 @@ def train(training: Training, console: Console) -> Checkpoint:
             if done % LOG_EVERY == 0 or done == training.steps:
                 log.write(done, {"loss": loss, "lr": training.recipe.lr_at(step, training.steps)})
             if done % training.validate_every == 0 or done == training.steps:
+                training.optimizer.settle()
                 accuracies = training.validate()
                 log.write(done, accuracies)
                 shown = "  ".join(f"{name} {value:.1f} %" for name, value in accuracies.items())
                 progress.console.print(
                     f"step {done}/{training.steps}  loss {loss:.3f}  {shown}", highlight=False, soft_wrap=True
                 )
-            if done < training.steps:
+            # An optimizer comes to rest after steps of its own choice: to make it would change what comes after.
+            if done < training.steps and training.optimizer.at_rest:
                 interruption.stop_if_asked(lambda done=done: save(done))  # type: ignore[misc]
                 if clock.due():
                     save(done)

@@ -1,14 +1,15 @@
 """`update_generators_` in PyTorch: the definition every kernel is held to.
 
-Legend: S subnetworks, O channels out, I channels in, K = kernel² taps, H hidden size of the weight generator.
+Legend: S subnetworks of one step, T steps, O channels out, I channels in, K = kernel² taps, R = O·I·K rows, H hidden
+size of the weight generator.
 """
 
-from math import isqrt
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from kernels.generate_weights.reference import crops
-from kernels.layout import read_weights
+from kernels.code_gradients.reference import code_gradients_reference
+from kernels.generate_delayed.reference import dense_gradients
 
 
 def update_generators_reference(
@@ -16,30 +17,48 @@ def update_generators_reference(
     bias: Tensor,
     basis_momentum: Tensor,
     bias_momentum: Tensor,
-    codes: Tensor,
-    grad: Tensor,
-    cin: Tensor,
-    cout: Tensor,
+    codes: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    cin: Sequence[Tensor],
+    cout: Sequence[Tensor],
     depthwise: bool,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
+    before: Sequence[float],
+    weights: Sequence[float],
+    momentum: Sequence[float],
 ) -> Tensor:
-    """One step of momentum SGD from the factors of the gradient, in place. With g[s] = grad[s], 0 outside its crop:
+    """T steps of momentum SGD from the factors of their gradients, in place. With d_j = Σ_s grads[j][s] ⊗ codes[j][s]:
 
-        d_codes[s,h] = Σ_{o,i,k} g[s,o,i,k] · basis[o,i,k,h]                        of the basis before the step
-        m ← momentum · m + Σ_s g[s] ⊗ codes[s] + weight_decay · basis               basis ← basis - lr · m
+        basis, m ← basis + weights[0] · basis + weights[1] · m + Σ_j weights[2+j] · d_j,
+                           momentum[0] · basis + momentum[1] · m + Σ_j momentum[2+j] · d_j
 
-    and likewise for the bias, with Σ_s g[s]. Shapes and errors: `kernels.update_generators_`. Returns `[S, H]`.
+    and likewise for the bias, without the codes. Shapes and errors: `kernels.update_generators_`. Returns the
+    `code_gradients` `[S, H]` of the last step, of the weights that `before` makes of what is there before all this and
+    of the other factors; with an empty `before`, of none: `[0, H]`.
     """
-    kernel = isqrt(basis.shape[2])
-    g_SOIK = basis.new_zeros(len(codes), *bias.shape)
-    for g_OIK, packed, (o, i) in zip(g_SOIK, grad, crops(cin, cout, basis, depthwise), strict=True):
-        g_OIK[:o, :i] = read_weights(packed, i, o, kernel, depthwise).flatten(2)
-    g_SR, basis_RH = g_SOIK.flatten(1), basis.view(bias.numel(), basis.shape[-1])
-    d_codes = g_SR @ basis_RH
-    basis_momentum.mul_(momentum).add_(basis, alpha=weight_decay).view_as(basis_RH).addmm_(g_SR.T, codes)
-    bias_momentum.mul_(momentum).add_(bias, alpha=weight_decay).add_(g_SOIK.sum(0))
-    basis.sub_(basis_momentum, alpha=lr)
-    bias.sub_(bias_momentum, alpha=lr)
+    d_codes = basis.new_empty(0, basis.shape[-1])
+    if before:
+        d_codes = code_gradients_reference(
+            basis,
+            bias,
+            basis_momentum,
+            bias_momentum,
+            codes[:-1],
+            grads[:-1],
+            cin[:-1],
+            cout[:-1],
+            depthwise,
+            before,
+            grads[-1],
+            cin[-1],
+            cout[-1],
+        )
+    g_TSOIK = [dense_gradients(g, basis, i, o, depthwise) for g, i, o in zip(grads, cin, cout, strict=True)]
+    for own, m, codes_TSH in ((basis, basis_momentum, codes), (bias, bias_momentum, None)):
+        change = weights[0] * own + weights[1] * m
+        m.mul_(momentum[1]).add_(own, alpha=momentum[0])
+        for j, g_SOIK in enumerate(g_TSOIK):
+            d = g_SOIK.sum(0) if codes_TSH is None else g_SOIK.flatten(1).T @ codes_TSH[j]
+            change.add_(d.view_as(own), alpha=weights[2 + j])
+            m.add_(d.view_as(own), alpha=momentum[2 + j])
+        own.add_(change)
     return d_codes

@@ -36,6 +36,7 @@ BAD_METATRAIN = {
     "no calibration": (("--calibration-images", "0"), "at least 1"),
     "a negative seed": (("--seed", "-1"), "at least 0"),
     "an unknown device": (("--device", "tpu"), "auto, cpu or cuda"),
+    "an unknown update": (("--update", "later"), "immediate or delayed"),
     "an unknown backend": (("--backend", "fast"), "reference"),
     "data that is not there": (("--data", "/nowhere"), "digits"),
     "images too small for the strides": (("--resolution", "31"), "at least 32"),

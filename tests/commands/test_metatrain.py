@@ -15,6 +15,7 @@ import torch
 from small_runs import TINY_NET, ErrorLine, run, start
 from torch import Tensor
 
+from engine.factored_sgd import DELAYS
 from engine.files import sha256_file
 from engine.run.checkpoint import load_checkpoint, save_checkpoint
 
@@ -22,6 +23,8 @@ from engine.run.checkpoint import load_checkpoint, save_checkpoint
 STEPS = 120
 INTERRUPTIBLE: tuple[object, ...] = ("--hidden", "1", "--steps", STEPS, "--batch", "8", "--calibration-images", "32")
 INTERRUPTIBLE += ("--checkpoint-minutes", "0")
+DELAYED_STEPS = 60
+DELAYED = (*INTERRUPTIBLE, "--steps", DELAYED_STEPS, "--update", "delayed")
 
 
 def weights_digest(run_folder: Path) -> str:
@@ -32,6 +35,14 @@ def weights_digest(run_folder: Path) -> str:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
     assert run("metatrain", "--out", out, *INTERRUPTIBLE) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def delayed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like `uninterrupted`, its generators updated some steps late."""
+    out = tmp_path_factory.mktemp("delayed") / "run"
+    assert run("metatrain", "--out", out, *DELAYED) == 0
     return out
 
 
@@ -79,6 +90,34 @@ def test_a_signal_saves_the_run_and_resuming_completes_it(
     assert 0 < _last_step(out) < STEPS
     assert run("metatrain", "--out", out, "--resume") == 0
     assert weights_digest(out) == weights_digest(uninterrupted)
+
+
+def test_with_delayed_updates_a_run_killed_and_then_interrupted_ends_with_the_same_bits(
+    delayed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    for number, resume in ((signal.SIGKILL, []), (signal.SIGINT, ["--resume"])):
+        process, before = start("metatrain", "--out", out, *DELAYED, *resume), _last_step(out)
+        while process.poll() is None and _last_step(out) == before:
+            time.sleep(0.02)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert 0 < _last_step(out) < DELAYED_STEPS
+        assert _last_step(out) % DELAYS["delayed"] == 0, "it was not at rest"
+    assert process.returncode == 130
+    assert run("metatrain", "--out", out, "--resume") == 0
+    assert weights_digest(out) == weights_digest(delayed)
+    assert (out / "metrics.jsonl").read_bytes() == (delayed / "metrics.jsonl").read_bytes()
+
+
+def test_delayed_and_immediate_updates_agree_to_rounding(tmp_path: Path) -> None:
+    # The loss of the second step: BatchNorm makes a difference grow some 300 times a step.
+    losses = []
+    for update in ("immediate", "delayed"):
+        arguments = ("--hidden", "2", "--steps", "2", "--calibration-images", "32", "--update", update)
+        assert run("metatrain", "--out", tmp_path / update, *arguments) == 0
+        losses.append(json.loads((tmp_path / update / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_resuming_a_finished_run_changes_nothing(copied: Path, trained: Path) -> None:
