@@ -16,8 +16,8 @@ namespace metaprune {
 template <typename T>
 GradientCut cut_gradient(const ConvolutionGradient<T>& args) {
     constexpr std::int64_t kTogether = 448 << 10;  // floats of weights whose gradient stays in cache
-    constexpr std::int64_t kRange = 192 << 10;    // floats of a range of channels of larger ones
-    constexpr std::int64_t kParts = 4 << 20;      // floats of all parts of all gradients of weights
+    constexpr std::int64_t kRange = 192 << 10;     // floats of a range of channels of larger ones
+    constexpr std::int64_t kParts = 4 << 20;       // floats of all parts of all gradients of weights
     constexpr std::int64_t kItems = 32, kPixels = 512, kInputPixels = 196;
     const std::int64_t pixels = args.out_H * args.out_W;
     const std::int64_t weights = round_up(args.max_cout, kPanel) * args.taps() * args.max_cin;
@@ -46,21 +46,22 @@ GradientCut cut_gradient(const ConvolutionGradient<T>& args) {
 template GradientCut cut_gradient(const ConvolutionGradient<float>&);
 template GradientCut cut_gradient(const ConvolutionGradient<BFloat16>&);
 
-#define INSTANTIATE(T, CALL)                                                                             \
-    template <>                                                                                          \
-    void turn_weights(Isa isa, const ConvolutionGradient<T>& args, std::int64_t slot, std::int64_t s,    \
-                      std::int64_t panel) {                                                              \
-        CALL(isa, turn_weights(args, slot, s, panel));                                                   \
-    }                                                                                                    \
-    template <>                                                                                          \
-    void run_gradient(Isa isa, const ConvolutionGradient<T>& args, const GradientItem& item) {           \
-        CALL(isa, run_gradient(args, item));                                                             \
-    }                                                                                                    \
-    template <>                                                                                          \
-    void add_parts(Isa isa, const ConvolutionGradient<T>& args, std::int64_t slot, std::int64_t panel) { \
-        CALL(isa, add_parts(args, slot, panel));                                                         \
+#define INSTANTIATE(T, CALL, TILES)                                                                   \
+    template <>                                                                                       \
+    void turn_weights(Isa isa, const ConvolutionGradient<T>& args, std::int64_t slot, std::int64_t s, \
+                      std::int64_t panel) {                                                           \
+        CALL(isa, turn_weights(args, slot, s, panel));                                                \
+    }                                                                                                 \
+    template <>                                                                                       \
+    void run_gradient(Isa isa, const ConvolutionGradient<T>& args, const GradientItem& item) {        \
+        CALL(isa, run_gradient(args, TILES, item));                                                   \
+    }                                                                                                 \
+    template <>                                                                                       \
+    void add_parts(Isa isa, const ConvolutionGradient<T>& args, std::int64_t slot, std::int64_t s,    \
+                   std::int64_t panel) {                                                              \
+        CALL(isa, add_parts(args, slot, s, panel));                                                   \
     }
-INSTANTIATE(float, METAPRUNE_CALL_FLOAT)
-INSTANTIATE(BFloat16, METAPRUNE_CALL)
+INSTANTIATE(float, METAPRUNE_CALL_FLOAT, false)
+INSTANTIATE(BFloat16, METAPRUNE_CALL, isa == Isa::amx)
 
 }  // namespace metaprune

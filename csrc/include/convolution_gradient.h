@@ -42,7 +42,7 @@ struct ConvolutionGradient {
     const float* input_shift;           // likewise
     Clamp input_clamp;
     GradientCut cut;
-    float* turned;                // slots of weight of `turned_slot()` floats: see turn_weights
+    void* turned;                 // slots of weight of `turned_slot()` numbers: see turn_weights
     float* parts;                 // [groups(weight_group)] of every subnetwork, from part_of[s] on
     const std::int64_t* part_of;  // [S]
     double* sums;    // [slots, groups(input_group), 2, max_cin]: gradients of shift and scale, or null
@@ -55,9 +55,14 @@ struct ConvolutionGradient {
     std::int64_t weight_slot() const {
         return round_up(max_cout, kPanel) * taps() * round_up(max_cin, kPerWord<T>);
     }
-    std::int64_t turned_slot() const { return round_up(max_cin, kPanel) * taps() * max_cout; }
-    // Floats of the weights of subnetwork s in panels of output channels, without padding inside them.
-    std::int64_t part(std::int64_t s) const { return round_up(cout[s], kPanel) * taps() * cin[s]; }
+    std::int64_t turned_slot() const {
+        return round_up(max_cin, kPanel) * taps() * round_up(max_cout, kPerWord<T>);
+    }
+    // Floats of one part of the gradient of the weights of subnetwork s: ranges of input channels, of each
+    // rows [taps, channels] of round_up(cout, 16).
+    std::int64_t part(std::int64_t s) const {
+        return round_up(cout[s], kPanel) * taps() * round_up(cin[s], kPerWord<T>);
+    }
 };
 
 // What an item of work covers: images [begin, end) of slot `slot` of x.
@@ -73,9 +78,9 @@ struct GradientItem {
 template <typename T>
 GradientCut cut_gradient(const ConvolutionGradient<T>& args);
 
-// Panels [begin, end) of all slots of weight, ceil(max_cin / 16) in each, of the weights turned round for the
-// product with the gradient of y: for each of stride² parities of pixels of x and its taps, in reverse, rows
-// of one output and sixteen input channels.
+// Panel `panel` (of sixteen input channels) of one slot of weight, as `subnetwork` reads it, turned round for
+// the product with the gradient of y: for each of stride² parities of pixels of x and its taps, in reverse,
+// rows of one word of outputs and sixteen input channels.
 template <typename T>
 void turn_weights(Isa isa, const ConvolutionGradient<T>& args, std::int64_t slot, std::int64_t subnetwork,
                   std::int64_t panel);
@@ -83,8 +88,9 @@ void turn_weights(Isa isa, const ConvolutionGradient<T>& args, std::int64_t slot
 template <typename T>
 void run_gradient(Isa isa, const ConvolutionGradient<T>& args, const GradientItem& item);
 
-// Adds up the parts of the gradient of one panel of one slot of weight, and writes it.
+// Adds up the parts of the gradient of one slot of weight for sixteen input channels, and writes it.
 template <typename T>
-void add_parts(Isa isa, const ConvolutionGradient<T>& args, std::int64_t slot, std::int64_t panel);
+void add_parts(Isa isa, const ConvolutionGradient<T>& args, std::int64_t slot, std::int64_t subnetwork,
+               std::int64_t panel);
 
 }  // namespace metaprune

@@ -164,7 +164,7 @@ Gradients ragged_conv_backward_cpu(const std::optional<Tensor>& grad_y,
             grad_x = new_buffer(x, {args.slots, x.size(1)});
             args.grad_x = mutable_data<T>(grad_x);
             turned = new_buffer(floats, {weight_slots, args.turned_slot()});
-            args.turned = mutable_data<float>(turned);
+            args.turned = turned.mutable_data_ptr();
             const std::int64_t panels = round_up(max_cin, kPanel) / kPanel;
             for_each_item(weight_slots * panels, [&](std::int64_t begin, std::int64_t end) {
                 for (std::int64_t i = begin; i < end; ++i) {
@@ -199,11 +199,11 @@ Gradients ragged_conv_backward_cpu(const std::optional<Tensor>& grad_y,
 
         const Tensor grad_weight = new_buffer(weight, {weight_slots, args.weight_slot()});
         args.grad_weight = mutable_data<T>(grad_weight);
-        const std::int64_t panels = round_up(max_cout, kPanel) / kPanel;
+        const std::int64_t panels = round_up(max_cin, kPanel) / kPanel;
         for_each_item(weight_slots * panels, [&](std::int64_t begin, std::int64_t end) {
             for (std::int64_t i = begin; i < end; ++i) {
                 const std::int64_t slot = i / panels, s = weight_reader[static_cast<std::size_t>(slot)];
-                if (s >= 0 && i % panels * kPanel < args.cout[s]) add_parts(isa, args, slot, i % panels);
+                if (s >= 0 && i % panels * kPanel < args.cin[s]) add_parts(isa, args, slot, s, i % panels);
             }
         });
         for (std::int64_t slot = 0; slot < weight_slots; ++slot) {
