@@ -86,7 +86,13 @@ def chosen(op: str, device: torch.device | str = "cpu", dtype: torch.dtype = tor
 
 def implementation(op: str, like: Tensor) -> Any:
     """The callable for `op` on tensors of the device and dtype of `like`, in the chosen backend."""
-    backend = chosen(op, like.device, like.dtype)
+    return _implementation(op, like.device.type, like.dtype, _choice)
+
+
+@cache
+def _implementation(op: str, kind: str, dtype: torch.dtype, choice: str) -> Any:
+    """Of the chosen backend, which is part of the key."""
+    backend = chosen(op, kind, dtype)
     return overload(REFERENCE_NAMESPACE if backend == "reference" else NAMESPACE, op)
 
 

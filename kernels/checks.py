@@ -7,7 +7,7 @@ device tensors (channel counts, slot numbers) are not looked at here: a kernel t
 Legend: S subnetworks, O channels out, I channels in, K = kernel² taps, H hidden size, C channels, T classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite, isqrt
 
 import torch
@@ -18,6 +18,12 @@ from kernels.layout import Image, activation_slot, chained_image, output_image, 
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float64)
 MAX_FUSED = 3
+
+
+def _check(condition: bool | torch.SymBool, message: Callable[[], str]) -> None:
+    """`torch._check`, which takes microseconds, for what does not hold or is not yet known."""
+    if condition is not True:
+        torch._check(condition, message)
 
 
 def _expect(
@@ -34,13 +40,13 @@ def _expect(
         kinds = " or ".join(map(str, dtypes))
         return f"{name} must be {kinds} {list(shape)} {legend}contiguous on {like.device}, got "
 
-    torch._check(tensor.dtype in dtypes, lambda: f"{got()}{tensor.dtype}")
+    _check(tensor.dtype in dtypes, lambda: f"{got()}{tensor.dtype}")
     same_rank = tensor.dim() == len(shape)
-    torch._check(same_rank, lambda: f"{got()}{list(tensor.shape)}")
+    _check(same_rank, lambda: f"{got()}{list(tensor.shape)}")
     for size, wanted in zip(tensor.shape, shape, strict=True):
-        torch._check(size == wanted, lambda: f"{got()}{list(tensor.shape)}")
-    torch._check(tensor.device == like.device, lambda: f"{got()}{tensor.device}")
-    torch._check(tensor.is_contiguous(), lambda: f"{got()}strides {list(tensor.stride())}")
+        _check(size == wanted, lambda: f"{got()}{list(tensor.shape)}")
+    _check(tensor.device == like.device, lambda: f"{got()}{tensor.device}")
+    _check(tensor.is_contiguous(), lambda: f"{got()}strides {list(tensor.stride())}")
 
 
 def _indices(like: Tensor, count: int, **tensors: Tensor) -> None:
@@ -56,34 +62,34 @@ def _per_channel(like: Tensor, shape: Sequence[int], legend: str, **tensors: Ten
 
 
 def _activations(x: Tensor, image: Image, max_channels: int) -> None:
-    torch._check(len(image) == 3, lambda: f"image must be (N, H, W), got {tuple(image)}")
+    _check(len(image) == 3, lambda: f"image must be (N, H, W), got {tuple(image)}")
     for size in (*image, max_channels):
-        torch._check(size >= 1, lambda: f"image {tuple(image)} and channels {max_channels} must be at least 1")
+        _check(size >= 1, lambda: f"image {tuple(image)} and channels {max_channels} must be at least 1")
     _buffer("x", x, activation_slot(image, max_channels), x)
 
 
 def _buffer(name: str, tensor: Tensor, slot: int, like: Tensor) -> None:
     dtypes = FLOATS if tensor is like else (like.dtype,)
-    torch._check(tensor.dim() == 2, lambda: f"{name} must be [slots, {slot}], got {list(tensor.shape)}")
+    _check(tensor.dim() == 2, lambda: f"{name} must be [slots, {slot}], got {list(tensor.shape)}")
     _expect(name, tensor, (tensor.shape[0], slot), dtypes, like, "= [slots, slot] ")
 
 
 def _window(kernel: int, stride: int, activation: str = "none") -> None:
-    torch._check(kernel >= 1 and stride >= 1, lambda: f"kernel and stride must be at least 1, got {kernel}, {stride}")
+    _check(kernel >= 1 and stride >= 1, lambda: f"kernel and stride must be at least 1, got {kernel}, {stride}")
     _activation("activation", activation)
 
 
 def _activation(name: str, activation: str) -> None:
-    torch._check(activation in ACTIVATIONS, lambda: f"{name} must be one of {ACTIVATIONS}, got {activation!r}")
+    _check(activation in ACTIVATIONS, lambda: f"{name} must be one of {ACTIVATIONS}, got {activation!r}")
 
 
 def _prologue(x: Tensor, max_channels: int, scale: Tensor | None, shift: Tensor | None, activation: str) -> None:
     _activation("input_activation", activation)
-    torch._check(
+    _check(
         (scale is None) == (shift is None),
         lambda: "input_scale and input_shift must be given together or not at all",
     )
-    torch._check(
+    _check(
         scale is not None or activation == "none",
         lambda: f"input_activation must be 'none' without input_scale and input_shift, got {activation!r}",
     )
@@ -92,7 +98,7 @@ def _prologue(x: Tensor, max_channels: int, scale: Tensor | None, shift: Tensor 
 
 
 def _shortcut(x: Tensor, slot: int, count: int, shortcut: Tensor | None, shortcut_source: Tensor | None) -> None:
-    torch._check(
+    _check(
         (shortcut is None) == (shortcut_source is None),
         lambda: "shortcut and shortcut_source must be given together or not at all",
     )
@@ -102,7 +108,7 @@ def _shortcut(x: Tensor, slot: int, count: int, shortcut: Tensor | None, shortcu
 
 
 def _count(tensor: Tensor, name: str) -> int:
-    torch._check(
+    _check(
         tensor.dim() == 1 and tensor.shape[0] >= 1,
         lambda: f"{name} must be [S] with S at least 1, got {list(tensor.shape)}",
     )
@@ -110,17 +116,17 @@ def _count(tensor: Tensor, name: str) -> int:
 
 
 def generate_weights(basis: Tensor, bias: Tensor, codes: Tensor, cin: Tensor, cout: Tensor, depthwise: bool) -> None:
-    torch._check(
+    _check(
         basis.dim() == 4 and codes.dim() == 2,
         lambda: f"basis must be [O, I, K, H] and codes [S, H], got {list(basis.shape)} and {list(codes.shape)}",
     )
     o, i, taps, hidden = basis.shape
     _expect("basis", basis, basis.shape, FLOATS, basis, "= [O, I, K, H] ")
-    torch._check(
+    _check(
         min(o, i, taps) >= 1 and isqrt(taps) ** 2 == taps,
         lambda: f"basis {list(basis.shape)} = [O, I, K, H] must not be empty, but for H, and K must be a square",
     )
-    torch._check(not depthwise or i == 1, lambda: f"a depthwise basis must be [C, 1, K, H], got {list(basis.shape)}")
+    _check(not depthwise or i == 1, lambda: f"a depthwise basis must be [C, 1, K, H], got {list(basis.shape)}")
     s = _count(cout, "cout")
     _expect("bias", bias, (o, i, taps), (basis.dtype,), basis, "= [O, I, K] ")
     _expect("codes", codes, (s, hidden), (basis.dtype,), basis, "= [S, H] ")
@@ -280,7 +286,7 @@ def fused_block(
 ) -> None:
     lists = (weights, weight_sources, widths, scales, shifts, max_widths, depthwise, kernels, strides, activations)
     lengths = [len(values) for values in lists]
-    torch._check(
+    _check(
         1 <= lengths[0] <= MAX_FUSED and len(set(lengths)) == 1,
         lambda: f"a fused block is 1 to {MAX_FUSED} convolutions, each with all its arguments; got lists of {lengths}",
     )
@@ -290,7 +296,7 @@ def fused_block(
     max_cin = max_channels
     for j, (weight, kernel, max_width) in enumerate(zip(weights, kernels, max_widths, strict=True)):
         _window(kernel, strides[j], activations[j])
-        torch._check(max_width >= 1, lambda: f"max_widths must be at least 1, got {list(max_widths)}")
+        _check(max_width >= 1, lambda: f"max_widths must be at least 1, got {list(max_widths)}")
         _indices(x, s, **{f"weight_sources[{j}]": weight_sources[j], f"widths[{j}]": widths[j]})
         _buffer(f"weights[{j}]", weight, weight_slot(max_cin, max_width, kernel, x.dtype, depthwise[j]), x)
         _per_channel(x, (s, max_width), "S, max channels", **{f"scales[{j}]": scales[j], f"shifts[{j}]": shifts[j]})
@@ -365,7 +371,7 @@ def ragged_max_pool_backward(
 def score_logits(
     x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, channels: Tensor, source: Tensor, image: Image
 ) -> None:
-    torch._check(
+    _check(
         weight.dim() == 2 and weight.shape[0] >= 1,
         lambda: f"weight must be [classes, max channels], got {list(weight.shape)}",
     )
@@ -378,7 +384,7 @@ def score_logits(
 
 def _trainable(basis: Tensor) -> None:
     dtypes = (torch.float32, torch.float64)
-    torch._check(basis.dtype in dtypes, lambda: f"basis must be {dtypes[0]} or {dtypes[1]}, got {basis.dtype}")
+    _check(basis.dtype in dtypes, lambda: f"basis must be {dtypes[0]} or {dtypes[1]}, got {basis.dtype}")
 
 
 def _momentum(basis: Tensor, basis_momentum: Tensor, bias_momentum: Tensor) -> None:
@@ -391,7 +397,7 @@ def _factors(
 ) -> None:
     """The codes, gradients, cin and cout of every step."""
     lengths = [len(values) for values in factors]
-    torch._check(len(set(lengths)) == 1, lambda: f"every factor has {', '.join(names)}; got lists of {lengths}")
+    _check(len(set(lengths)) == 1, lambda: f"every factor has {', '.join(names)}; got lists of {lengths}")
     for j, (codes, grad, cin, cout) in enumerate(zip(*factors, strict=True)):
         generate_weights(basis, bias, codes, cin, cout, depthwise)
         _packed(f"{names[1]}[{j}]", basis, grad, len(codes), depthwise)
@@ -405,7 +411,7 @@ def _packed(name: str, basis: Tensor, grad: Tensor, count: int, depthwise: bool)
 
 
 def _coefficients(name: str, values: Sequence[float], factors: int) -> None:
-    torch._check(
+    _check(
         len(values) == 2 + factors and all(map(isfinite, values)),
         lambda: f"{name} must be 2 + {factors} finite numbers, got {list(values)}",
     )
@@ -470,7 +476,7 @@ def update_generators_(
     momentum: Sequence[float],
 ) -> None:
     _trainable(basis)
-    torch._check(len(codes) >= 1, lambda: "there must be at least one factor")
+    _check(len(codes) >= 1, lambda: "there must be at least one factor")
     _factors(basis, bias, ("codes", "grads", "cin", "cout"), (codes, grads, cin, cout), depthwise)
     _momentum(basis, basis_momentum, bias_momentum)
     if before:

@@ -26,11 +26,13 @@ class WeightAverage:
         self.decay, self.steps = decay, steps
         self.values: dict[str, Tensor] = {}
 
+    def due(self, done: int) -> bool:
+        """Whether the weights after ``done`` steps belong to it."""
+        return done % EVERY == 0 or done == self.steps
+
     @torch.no_grad()
-    def after(self, done: int) -> None:
-        """Take in the weights after ``done`` steps, if it is their turn."""
-        if done % EVERY and done != self.steps:
-            return
+    def take(self, done: int) -> None:
+        """Take in the weights after ``done`` steps, which must be `due`."""
         older = sum(self.decay ** (done - step) for step in range(EVERY, done, EVERY))
         if not older:
             self.start()

@@ -130,8 +130,9 @@ def train(training: Training, console: Console) -> Checkpoint:
             images, labels = next(batches)
             loss = _step(training, images, labels, step)
             done = step + 1
-            if training.average is not None:
-                training.average.after(done)
+            if training.average is not None and training.average.due(done):
+                training.optimizer.settle()
+                training.average.take(done)
             progress.update(task, completed=done, status=f"loss {loss:.3f}")
             if done % LOG_EVERY == 0 or done == training.steps:
                 log.write(done, {"loss": loss, "lr": training.recipe.lr_at(step, training.steps)})

@@ -41,5 +41,5 @@ def code_gradients_reference(
     d_codes = []
     for packed, (o, i) in zip(grad, crops(cin, cout, basis, depthwise), strict=True):
         g_R = read_weights(packed, i, o, kernel, depthwise).reshape(-1)
-        d_codes.append(g_R @ w_OIKH[:o, :i].reshape(-1, hidden))
+        d_codes.append(g_R @ w_OIKH[:o, :i].reshape(len(g_R), hidden))
     return torch.stack(d_codes)

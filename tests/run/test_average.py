@@ -30,7 +30,8 @@ def averaged(decay: float, steps: int, last: int) -> tuple[nn.Linear, WeightAver
     average = WeightAverage(module, decay, steps)
     for done in range(1, last + 1):
         module.weight.data.copy_(weights_after(done))
-        average.after(done)
+        if average.due(done):
+            average.take(done)
     return module, average
 
 
@@ -53,7 +54,7 @@ def test_weights_before_training_have_no_part_in_it() -> None:
     nn.init.constant_(module.weight, torch.nan)
     average = WeightAverage(module, 0.99, EVERY)
     module.weight.data.copy_(weights_after(EVERY))
-    average.after(EVERY)
+    average.take(EVERY)
     assert torch.equal(average.values["weight"], weights_after(EVERY))
 
 
