@@ -84,7 +84,10 @@ def _weight_front(slot: Tensor, cin: int, cout: int, kernel: int, depthwise: boo
 
     `[panels, 16, words, p, kh, kw]`, or `[round_up(C_s, 8), 1, 1, 1, kh, kw]` if depthwise.
     """
-    front = slot[: weight_slot(cin, cout, kernel, slot.dtype, depthwise)]
+    size = weight_slot(cin, cout, kernel, slot.dtype, depthwise)
+    if size > len(slot):
+        raise RuntimeError(f"a crop of {cout} × {cin} channels has {size} numbers, its slot {len(slot)}")
+    front = slot[:size]
     if depthwise:
         return front.view(kernel, kernel, -1, 1, 1, 1).permute(2, 3, 4, 5, 0, 1)
     p = channels_per_word(slot.dtype)

@@ -64,8 +64,8 @@ struct Factors {
         expect("grad", grad, kDtype, {S, slot});
         const auto* from = data<float>(grad);
         for (const Crop& crop : expect_crops(g, cin, cout, S, depthwise)) {
-            STD_TORCH_CHECK(crop.size <= slot, "a crop has ", crop.size, " numbers and grad slots of ",
-                            slot);
+            STD_TORCH_CHECK(crop.size <= slot, "a crop of ", crop.cout, " × ", crop.cin, " channels has ",
+                            crop.size, " numbers, its slot ", slot);
             factors.push_back({crop, from});
             from += slot;
         }

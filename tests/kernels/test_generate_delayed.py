@@ -159,7 +159,8 @@ def test_at_rest_it_generates_what_generate_weights_does_with_pad_channels_of_ze
         ("cin", [4], r"cin\[0\] is 4"),
         ("cout", [9], r"cout\[0\] is 9"),
         ("recurrence", Recurrence(), r"coefficients must be 2 \+ 1 finite numbers"),
-        ("grad", torch.zeros(1, 7), "grad must be"),
+        ("grad", torch.zeros(1, 7), "a crop of 5 × 3 channels has 432 numbers, its slot 7"),
+        ("grad", torch.zeros(2, 432), "grad must be"),
     ],
 )
 def test_bad_input_is_refused_with_the_argument_named(name: str, value: Any, message: str) -> None:

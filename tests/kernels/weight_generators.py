@@ -48,8 +48,9 @@ class Generator:
         return (recurrence or Recurrence()).step(lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def random_factors(self, crops: Crops) -> Factors:
-        """Of subnetworks that keep (O_s, I_s) channels; pads of the gradients are NaN."""
-        o, i, taps, hidden = self.state.basis_OIKH.shape
+        """Of subnetworks that keep (O_s, I_s) channels; slots end where the largest does, and pads are NaN."""
+        taps, hidden = self.state.basis_OIKH.shape[2:]
+        o, i = (max(widths) for widths in zip(*crops, strict=True))
         side, depthwise = isqrt(taps), self.state.depthwise
         grad = torch.full((len(crops), weight_slot(i, o, side, self.dtype, depthwise)), NAN, dtype=self.dtype)
         for slot, (cout, cin) in zip(grad, crops, strict=True):
