@@ -17,7 +17,7 @@ struct Scratch {
     float* strips;       // [F, kPanel, kStrip]
     float* weights;      // [kPanel, kStrip], of one subnetwork
     float* sums;         // [F, H]
-    std::int64_t* kept;  // [F], the factors whose crop holds some of what is worked on
+    std::int64_t* kept;  // [kPanel, F], the factors whose crop holds some of an output channel's rows
 };
 
 }  // namespace
@@ -32,12 +32,12 @@ namespace {
 Scratch make_scratch(std::int64_t factors, std::int64_t H) {
     const auto F = static_cast<std::size_t>(factors), strip = static_cast<std::size_t>(kPanel * kStrip);
     const std::size_t floats = (F + 1) * strip + F * static_cast<std::size_t>(H);
-    std::byte* memory = workspace(F * sizeof(std::int64_t) + floats * sizeof(float) + 64);
+    std::byte* memory = workspace(kPanel * F * sizeof(std::int64_t) + floats * sizeof(float) + 64);
     Scratch scratch{};
     scratch.strips = reinterpret_cast<float*>(memory);
     scratch.weights = scratch.strips + F * strip;
     scratch.kept = reinterpret_cast<std::int64_t*>(scratch.weights + strip);
-    scratch.sums = reinterpret_cast<float*>(scratch.kept + F);
+    scratch.sums = reinterpret_cast<float*>(scratch.kept + kPanel * F);
     return scratch;
 }
 

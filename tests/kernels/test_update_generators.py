@@ -153,11 +153,10 @@ def test_the_ops_are_registered_with_what_they_change(namespace: str) -> None:
     checked = ("test_schema", "test_faketensor")
     given = {k: [t.nan_to_num() for t in v] if k == "grads" else v for k, v in arguments().items()}
     torch.library.opcheck(overload(namespace, OP), tuple(given.values()), test_utils=checked)
-    grad, cin, cout = given["grads"][1], given["cin"][1], given["cout"][1]
     state = [v[:1] if isinstance(v, list) else v for v in list(given.values())[:9]]
-    torch.library.opcheck(
-        overload(namespace, "code_gradients"), (*state, given["before"], grad, cin, cout), test_utils=checked
-    )
+    for op, last in (("generate_delayed", given["codes"]), ("code_gradients", given["grads"])):
+        arguments_of_op = (*state, given["before"], last[1], given["cin"][1], given["cout"][1])
+        torch.library.opcheck(overload(namespace, op), arguments_of_op, test_utils=checked)
 
 
 BAD = [
