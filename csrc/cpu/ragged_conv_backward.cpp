@@ -20,7 +20,7 @@ GradientCut cut_gradient(const ConvolutionGradient<T>& args) {
     constexpr std::int64_t kParts = 4 << 20;       // floats of all parts of all gradients of weights
     constexpr std::int64_t kItems = 32, kPixels = 512, kInputPixels = 196;
     const std::int64_t pixels = args.out_H * args.out_W;
-    const std::int64_t weights = round_up(args.max_cout, kPanel) * args.taps() * args.max_cin;
+    const std::int64_t weights = round_up(args.max_cout, kPanel) * args.used() * args.max_cin;
     const auto images = [&](std::int64_t groups, std::int64_t least) {
         const std::int64_t most = std::max<std::int64_t>(args.N * pixels / least, 1);
         groups = std::clamp<std::int64_t>(groups, 1, std::min(most, args.N));
@@ -34,7 +34,7 @@ GradientCut cut_gradient(const ConvolutionGradient<T>& args) {
         cut.input_group = cut.weight_group = images(std::min(kItems / args.S, fit), kPixels);
         return cut;
     }
-    const std::int64_t channels = kRange / (round_up(args.max_cout, kPanel) * args.taps());
+    const std::int64_t channels = kRange / (round_up(args.max_cout, kPanel) * args.used());
     cut.channels = std::min(std::max(channels / kPanel * kPanel, kPanel), args.max_cin);
     const std::int64_t ranges = (args.max_cin + cut.channels - 1) / cut.channels;
     cut.channels = std::min(round_up((args.max_cin + ranges - 1) / ranges, kPanel), args.max_cin);

@@ -23,6 +23,12 @@ struct GradientCut {
     std::int64_t channels;                   // of a range of input channels
 };
 
+// Taps [begin, end) along one axis: those that meet the image anywhere, where it is smaller than the kernel.
+struct TapSpan {
+    std::int64_t begin, end;
+    std::int64_t size() const { return end - begin; }
+};
+
 template <typename T>
 struct ConvolutionGradient {
     std::int64_t S, N, H, W, out_H, out_W;
@@ -50,18 +56,26 @@ struct ConvolutionGradient {
     T* grad_weight;  // slots like those of weight
 
     std::int64_t taps() const { return kernel * kernel; }
+    TapSpan span(std::int64_t size, std::int64_t out_size) const {
+        const std::int64_t pad = kernel / 2, begin = pad - (out_size - 1) * stride, end = pad + size;
+        return {begin < 0 ? 0 : begin, end < kernel ? end : kernel};
+    }
+    TapSpan rows() const { return span(H, out_H); }
+    TapSpan columns() const { return span(W, out_W); }
+    // Taps whose weights are used at all.
+    std::int64_t used() const { return rows().size() * columns().size(); }
     std::int64_t groups(std::int64_t images) const { return (N + images - 1) / images; }
     std::int64_t ranges(std::int64_t s) const { return (cin[s] + cut.channels - 1) / cut.channels; }
     std::int64_t weight_slot() const {
         return round_up(max_cout, kPanel) * taps() * round_up(max_cin, kPerWord<T>);
     }
     std::int64_t turned_slot() const {
-        return round_up(max_cin, kPanel) * taps() * round_up(max_cout, kPerWord<T>);
+        return round_up(max_cin, kPanel) * used() * round_up(max_cout, kPerWord<T>);
     }
     // Floats of one part of the gradient of the weights of subnetwork s: ranges of input channels, of each
-    // rows [taps, channels] of round_up(cout, 16).
+    // rows [used taps, channels] of round_up(cout, 16).
     std::int64_t part(std::int64_t s) const {
-        return round_up(cout[s], kPanel) * taps() * round_up(cin[s], kPerWord<T>);
+        return round_up(cout[s], kPanel) * used() * round_up(cin[s], kPerWord<T>);
     }
 };
 
@@ -79,8 +93,8 @@ template <typename T>
 GradientCut cut_gradient(const ConvolutionGradient<T>& args);
 
 // Panel `panel` (of sixteen input channels) of one slot of weight, as `subnetwork` reads it, turned round for
-// the product with the gradient of y: for each of stride² parities of pixels of x and its taps, in reverse,
-// rows of one word of outputs and sixteen input channels.
+// the product with the gradient of y: for each of stride² parities of pixels of x and its used taps, in
+// reverse, rows of one word of outputs and sixteen input channels.
 template <typename T>
 void turn_weights(Isa isa, const ConvolutionGradient<T>& args, std::int64_t slot, std::int64_t subnetwork,
                   std::int64_t panel);
