@@ -10,10 +10,13 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, __version__, features
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats Pillow may try. Others stay closed: some start programs (EPS), none is needed."""
+
+DECODER = f"metaprune 1, Pillow {__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
+"""What the bits of a decoded image depend on besides its file; the first number is of what this module does."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -69,6 +72,8 @@ def decode_file(path: Path, size: int) -> Pixels:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
+                # A large photograph is decoded to half its side, or less: still twice what is needed.
+                image.draft(None, (2 * size, 2 * size))
                 return to_square(ImageOps.exif_transpose(image), size)
     except Exception as error:  # Pillow's decoders raise almost anything on a hostile file.
         reason = " ".join(str(error).split()) or type(error).__name__

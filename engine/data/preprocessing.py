@@ -18,6 +18,9 @@ from torch.nn import functional
 
 from engine.errors import UserError
 
+PIECE = 2**20
+"""Values of stored images augmented at a time on a CPU: what is made of them on the way then stays in its cache."""
+
 RESOLUTIONS = (8, 1024)
 """Legal range of the side a network reads, in pixels."""
 
@@ -133,8 +136,8 @@ def augment(
     generator  of the CPU, whatever the device of the images, so every device sees the same crops; each image
                takes five numbers from it whatever the augmentation
 
-    Returns float32 [B,3,resolution,resolution]. Raises ValueError when the images are not stored images of
-    this preprocessing.
+    Returns float32 [B,3,resolution,resolution], channels last in memory. Raises ValueError when the images are
+    not stored images of this preprocessing.
     """
     preprocessing.check_stored(images_u8)
     batch, resolution = len(images_u8), preprocessing.resolution
@@ -148,9 +151,18 @@ def augment(
     theta = torch.zeros(batch, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = width * sign, (2 * left - 1) * (1 - width)
     theta[:, 1, 1], theta[:, 1, 2] = height, (2 * top - 1) * (1 - height)
-    grid = functional.affine_grid(theta.to(images_u8.device), [batch, 3, resolution, resolution], align_corners=False)
-    crops = functional.grid_sample(images_u8.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return preprocessing.normalise(crops)
+    device = images_u8.device
+    result = torch.empty(batch, 3, resolution, resolution, device=device, memory_format=torch.channels_last)
+    piece = max(1, PIECE // (3 * preprocessing.resize**2)) if device.type == "cpu" else max(1, batch)
+    for some, transform, images in zip(
+        result.split(piece), theta.to(device).split(piece), images_u8.split(piece), strict=True
+    ):
+        grid = functional.affine_grid(transform, list(some.shape), align_corners=False)
+        crops = functional.grid_sample(
+            images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+        )
+        some.copy_(preprocessing.normalise(crops))
+    return result
 
 
 def _between(unit: Tensor, low: float, high: float) -> Tensor:

@@ -10,7 +10,8 @@ import ctypes
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from engine.data import Data, ImageSet, augment, index_batches
+from engine.data.preprocessing import PIECE
 from engine.errors import UserError
 from engine.random import stream_key
+from engine.run.ahead import StepTimer, made_ahead
 from engine.run.average import EVERY, WeightAverage
 from engine.run.checkpoint import (
     Checkpoint,
@@ -39,6 +42,7 @@ from engine.space.recipe import Recipe
 
 # Weights are what is validated and searched with. Where that is an average, what goes on being trained lies beside it.
 WEIGHTS, MOMENTUM, TRAINED = "weights", "momentum", "trained"
+DATA_WAIT = "data_wait"
 LOG_EVERY = 10
 # Checkpoints on disk at once: the two that are kept and the one being written.
 CHECKPOINTS_ON_DISK = 3
@@ -123,26 +127,31 @@ def train(training: Training, console: Console) -> Checkpoint:
         clock.saved(time.monotonic() - began)
         return checkpoint
 
-    with Interruption() as interruption, _progress(console) as progress:
+    timer = StepTimer()
+    with Interruption() as interruption, _progress(console) as progress, closing(_batches(training, start)) as batches:
         task = progress.add_task("", total=training.steps, completed=start, status="")
-        batches = _batches(training, start)
         for step in range(start, training.steps):
+            timer.begin()
             images, labels = next(batches)
+            timer.ready()
             loss = _step(training, images, labels, step)
             done = step + 1
             if training.average is not None and training.average.due(done):
                 training.optimizer.settle()
                 training.average.take(done)
-            progress.update(task, completed=done, status=f"loss {loss:.3f}")
+            timer.done()
+            status = f"loss {loss:.3f}  data wait {timer.data_wait:.0f} %"
+            progress.update(task, completed=done, status=status)
             if done % LOG_EVERY == 0 or done == training.steps:
-                log.write(done, {"loss": loss, "lr": training.recipe.lr_at(step, training.steps)})
+                lr = training.recipe.lr_at(step, training.steps)
+                log.write(done, {"loss": loss, "lr": lr, DATA_WAIT: round(timer.data_wait, 1)})
             if done % training.validate_every == 0 or done == training.steps:
                 training.optimizer.settle()
                 accuracies = training.validate()
                 log.write(done, accuracies)
                 shown = "  ".join(f"{name} {value:.1f} %" for name, value in accuracies.items())
                 progress.console.print(
-                    f"step {done}/{training.steps}  loss {loss:.3f}  {shown}", highlight=False, soft_wrap=True
+                    f"step {done}/{training.steps}  {status}  {shown}", highlight=False, soft_wrap=True
                 )
             # An optimizer comes to rest after steps of its own choice: to make it would change what comes after.
             if done < training.steps and training.optimizer.at_rest:
@@ -174,14 +183,22 @@ def _step(training: Training, images: Tensor, labels: Tensor, step: int) -> floa
     return value
 
 
-def _batches(training: Training, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented images and labels of every step from ``start`` on."""
+def _batches(training: Training, start: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Augmented images and labels of every step from ``start`` on, made while the steps before it are done."""
+    made = _make_batches(training, start)
+    # Queueing work for a GPU that holds the images, or augmenting a few small ones, is over before a thread is awake.
+    on_gpu = training.data.device.type == "cuda"
+    small = training.recipe.batch * 3 * training.data.preprocessing.resize**2 <= PIECE
+    return made if training.images.resident and (on_gpu or small) else made_ahead(made)
+
+
+def _make_batches(training: Training, start: int) -> Generator[tuple[Tensor, Tensor], None, None]:
     count, batch = len(training.images), training.recipe.batch
     positions = index_batches(count, batch, training.seed, start, training.steps - start)
     for step, (images_u8, labels) in enumerate(training.images.stream(positions), start):
         generator = torch.Generator().manual_seed(stream_key(training.seed, "augmentation", step) >> 1)
         images = augment(images_u8, training.data.augmentation, training.data.preprocessing, generator)
-        yield images.contiguous(memory_format=torch.channels_last), labels
+        yield images, labels
 
 
 def _restore_momentum(training: Training, checkpoint: Checkpoint) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from engine.data.decode import DecodeError, decode_file
 
@@ -75,6 +76,30 @@ def test_photographs_are_turned_upright(write: Write) -> None:
     upright = decode_file(write(stored, exif=exif), 8)
     assert upright[0, :4].min() == 255
     assert upright[0, 4:].max() == 0
+
+
+def test_a_large_photograph_is_decoded_at_a_smaller_scale_and_looks_the_same(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    photograph = Image.fromarray(noise).resize((400, 300), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[ORIENTATION] = ROTATE_TO_SHOW
+    path = write(photograph, "jpg", quality=95, exif=exif)
+    small = decode_file(path, 32).astype(int)
+    scales = []
+    original = JpegImageFile.draft
+
+    def full(image: JpegImageFile, mode: str | None, size: tuple[int, int]) -> None:
+        scales.append(min(image.size) // size[0])
+        assert original(image, mode, size) is not None
+        assert min(image.size) == 75
+
+    monkeypatch.setattr(JpegImageFile, "draft", full)
+    assert np.array_equal(decode_file(path, 32), small)
+    assert scales == [4]
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *_: None)
+    assert np.abs(decode_file(path, 32) - small).max() <= 3
 
 
 def test_the_shorter_side_is_resized_and_the_centre_kept(write: Write) -> None:

@@ -79,6 +79,14 @@ def test_the_same_generator_state_gives_the_same_batch() -> None:
     assert first.shape == (8, 3, 28, 28)
 
 
+def test_a_batch_is_augmented_alike_whole_and_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = random_images(7)
+    whole = augment(images, RANDOM, PHOTO, seeded(3))
+    assert whole.is_contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr("engine.data.preprocessing.PIECE", 2 * 3 * 32 * 32)
+    assert torch.equal(augment(images, RANDOM, PHOTO, seeded(3)), whole)
+
+
 def test_turning_flips_off_does_not_move_the_crops() -> None:
     images = random_images(64)
     steady = Augmentation(RANDOM.scale, RANDOM.ratio, flip=False)
