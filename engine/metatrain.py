@@ -126,7 +126,14 @@ def main(options: Metatrain) -> None:
     # A run killed before it wrote them has none; the seed makes the same ones again.
     stored = out / "splits.json"
     splits = Splits.load(stored) if options.resume and stored.exists() else None
-    data = open_data(options.data, resolution=options.resolution, device=device, splits=splits, seed=options.seed)
+    data = open_data(
+        options.data,
+        resolution=options.resolution,
+        device=device,
+        splits=splits,
+        seed=options.seed,
+        cache=options.cache,
+    )
     space = chosen.build(len(data.classes))
     space.check_resolution(data.preprocessing.resolution)
     keep_freed_memory()

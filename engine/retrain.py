@@ -79,7 +79,7 @@ def main(options: Retrain) -> None:
     if options.resume:
         options = directory.resumed_options(options, out)
     device = use_device(options.device, "auto")
-    data = run.data(device)
+    data = run.data(device, options.cache)
     keep_freed_memory()
     training = from_scratch(options, structure, out, data)
     training.check_disk_space()

@@ -72,7 +72,7 @@ def main(options: Trust) -> None:
     settings = Settings.of(search.options)
     device = use_device(options.device, settings.backend)
     memory = parse_memory(options.memory, device)
-    data = run.data(device)
+    data = run.data(device, options.cache)
     keep_freed_memory()
     training = from_scratch(options, search.structure, out, data)
     training.check_disk_space()

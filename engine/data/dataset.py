@@ -2,20 +2,20 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.data.cache import open_cache
 from engine.data.catalog import BUILT_IN, find_kind
-from engine.data.decode import Pixels
-from engine.data.images import CHUNK, ImageSet, Stream
-from engine.data.loader import MAX_WORKERS, decode_batches
+from engine.data.decode import FileImages, Images, Pixels
+from engine.data.images import ImageSet, Stream
+from engine.data.loader import CHUNK, MAX_WORKERS, decode_batches, with_progress
 from engine.data.preprocessing import Augmentation, Preprocessing
-from engine.data.source import Source
 from engine.data.splits import SPLIT_NAMES, Splits, make_splits
 from engine.errors import UserError
 
@@ -66,6 +66,8 @@ def open_data(
     seed: int = 0,
     workers: int | None = None,
     memory_limit: int | None = None,
+    cache: str | Path | None = None,
+    build_cache: bool = True,
 ) -> Data:
     """Open the images that ``spec`` names.
 
@@ -76,13 +78,16 @@ def open_data(
     workers       processes that decode; 0: this one; None: as many as help
     memory_limit  bytes the decoded images may take on the device before they are streamed instead; None: a
                   quarter of what is free there and on the host
+    cache         folder that keeps decoded images, so that none is decoded twice (see ``engine.data.cache``)
+    build_cache   whether to make the cache, or what is missing of it; else it is used only where it is whole
 
     An image that cannot be decoded is logged, listed in ``Data.quarantined`` and left out of the splits. That
     may befall 0.1 % of the images, or one where that is less than one; with stored splits, none of theirs.
     Every file is decoded once for this before a run starts; a resumed run that streams trusts that pass.
 
     Raises UserError when ``spec`` or ``resolution`` is not legal, a file is damaged, too many images are
-    corrupt, or the data is not what ``splits`` were made from.
+    corrupt, the data is not what ``splits`` were made from, or a cache is asked for and there is nothing to decode
+    or it cannot be made.
     """
     try:
         kind = find_kind(spec)
@@ -93,7 +98,8 @@ def open_data(
     device, size, count = torch.device(device), preprocessing.resize, len(source.labels)
     if splits is not None:
         splits.verify(source.fingerprint, count, source.files)
-    chosen = range(count) if splits is None else sorted(splits.members)
+    members: Collection[int] = range(count) if splits is None else set(splits.members)
+    chosen = sorted(members)
 
     limit = _default_memory_limit(device) if memory_limit is None else memory_limit
     resident = len(chosen) * 3 * size * size <= limit
@@ -101,17 +107,26 @@ def open_data(
         quick = count < FEW_IMAGES or (resident and not source.files)
         workers = 0 if quick else min(MAX_WORKERS, os.cpu_count() or 1)
 
+    images = source.images
+    corrupt = _Corrupt(images, members, max(1, count // 1000) if splits is None else 0)
+    cached = None
+    if cache is not None:
+        if not isinstance(images, FileImages):
+            raise UserError(f"--cache {cache}: the images of {spec!r} need no decoding; do without it")
+        folder = Path(cache).expanduser()
+        cached = open_cache(folder, images, size, report=corrupt, workers=workers, build=build_cache)
+    if cached is not None:
+        images, workers = cached, 0  # Reading takes no time that a process would save.
+
     pixels = np.empty((len(chosen), 3, size, size), np.uint8) if resident else None
-    corrupt: set[int] = set()
-    if resident or (source.files and splits is None):
-        allowed = max(1, count // 1000) if splits is None else 0
-        corrupt = _decode_all(source, chosen, size, workers, allowed, pixels)
+    if resident or (source.files and splits is None and cached is None):
+        _decode_all(images, [index for index in chosen if index not in corrupt], size, workers, corrupt, pixels)
     if splits is None:
         splits = make_splits(
             source.labels,
             source.classes,
             official_test=source.official_test,
-            excluded=corrupt,
+            excluded=corrupt.indices,
             seed=seed,
             fingerprint=source.fingerprint,
             files=source.files,
@@ -120,11 +135,12 @@ def open_data(
 
     labels = torch.tensor(source.labels)
     row_of = torch.empty(count, dtype=torch.int64)
-    row_of[[index for index in chosen if index not in corrupt]] = torch.arange(len(chosen) - len(corrupt))
+    whole = [index for index in chosen if index not in corrupt]
+    row_of[whole] = torch.arange(len(whole))
     sets = {}
     for name in SPLIT_NAMES:
         indices = torch.tensor(getattr(splits, name), dtype=torch.int64)
-        stored: Tensor | Stream = Stream(source.images, size, workers)
+        stored: Tensor | Stream = Stream(images, size, workers)
         if pixels is not None:
             stored = torch.from_numpy(pixels)[row_of[indices]].to(device)
         sets[name] = ImageSet(name, indices, labels[indices].to(device), stored)
@@ -142,30 +158,43 @@ def open_data(
     )
 
 
-def _decode_all(
-    source: Source, chosen: Sequence[int], size: int, workers: int, allowed: int, pixels: Pixels | None
-) -> set[int]:
-    """Decode the ``chosen`` images once, into the rows of ``pixels`` where given; return the corrupt ones.
+@dataclass(frozen=True)
+class _Corrupt:
+    """The images among ``chosen`` that turned out corrupt; more than ``allowed`` are too many."""
 
-    Raises UserError as soon as more than ``allowed`` are corrupt.
-    """
+    images: Images
+    chosen: Collection[int]
+    allowed: int
+    indices: set[int] = field(default_factory=set)
+
+    def __contains__(self, index: int) -> bool:
+        return index in self.indices
+
+    def __call__(self, failures: Mapping[int, str]) -> None:
+        """Note images that cannot be decoded, and why. Raises UserError as soon as there are too many."""
+        for index in sorted(failures):
+            if index in self.chosen:
+                log.warning("quarantined %r: %s", self.images.name(index), failures[index])
+                self.indices.add(index)
+        if len(self.indices) > self.allowed:
+            names = ", ".join(repr(self.images.name(index)) for index in sorted(self.indices)[:5])
+            raise UserError(
+                f"at least {len(self.indices)} of {len(self.chosen)} images cannot be decoded, at most {self.allowed} "
+                f"may: {names}; restore them, or remove them and start a new run"
+            )
+
+
+def _decode_all(
+    images: Images, chosen: Sequence[int], size: int, workers: int, corrupt: _Corrupt, pixels: Pixels | None
+) -> None:
+    """Decode the ``chosen`` images once, into the rows of ``pixels`` where given; tell ``corrupt`` of failures."""
     chunks = (list(chosen[start : start + CHUNK]) for start in range(0, len(chosen), CHUNK))
-    corrupt: list[int] = []
     row = 0
-    for batch in decode_batches(source.images, size, chunks, workers):
+    for batch in with_progress(decode_batches(images, size, chunks, workers), "checking images", len(chosen)):
         if pixels is not None:
             pixels[row : row + len(batch.indices)] = batch.images
         row += len(batch.indices)
-        for index, reason in batch.failures.items():
-            log.warning("quarantined %r: %s", source.images.name(index), reason)
-        corrupt += batch.failures
-        if len(corrupt) > allowed:
-            names = ", ".join(repr(source.images.name(index)) for index in corrupt[:5])
-            raise UserError(
-                f"at least {len(corrupt)} of {len(chosen)} images cannot be decoded, at most {allowed} may: "
-                f"{names}; restore them, or remove them and start a new run"
-            )
-    return set(corrupt)
+        corrupt(batch.failures)
 
 
 def _default_memory_limit(device: torch.device) -> int:

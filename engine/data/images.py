@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 
 from engine.data.decode import Images
-from engine.data.loader import decode_batches
+from engine.data.loader import CHUNK, decode_batches
 from engine.errors import UserError
 from engine.random import random_bits, stream_key
-
-CHUNK = 64
-"""Images decoded as one unit of work."""
 
 
 @dataclass(frozen=True)

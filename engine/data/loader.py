@@ -1,17 +1,22 @@
 """Batches of decoded images, in order, decoded ahead of use in worker processes."""
 
 import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
+import signal
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
 from engine.data.decode import DecodeError, Images, Pixels
 
 MAX_WORKERS = 16
+CHUNK = 64
+"""Images decoded as one unit of work, where no batch says otherwise."""
 PREFETCH = 2
 """Batches each worker keeps ready."""
 
@@ -30,7 +35,9 @@ class Batch:
     failures: dict[int, str]
 
 
-def decode_batches(images: Images, size: int, index_batches: Iterable[list[int]], workers: int) -> Iterator[Batch]:
+def decode_batches(
+    images: Images, size: int, index_batches: Iterable[list[int]], workers: int
+) -> Generator[Batch, None, None]:
     """Decode batch after batch, in order. ``workers=0`` decodes in this process.
 
     The indices are taken lazily, a few batches ahead. PyTorch's global random state is left alone.
@@ -43,7 +50,20 @@ def decode_batches(images: Images, size: int, index_batches: Iterable[list[int]]
         generator=torch.Generator(),
         multiprocessing_context=_worker_context() if workers else None,
         prefetch_factor=PREFETCH if workers else None,
+        worker_init_fn=_ignore_interrupts,
     )
+
+
+def with_progress(batches: Iterable[Batch], what: str, total: int) -> Generator[Batch, None, None]:
+    """Pass batches on, showing on a terminal how many of ``total`` images are decoded and the time left."""
+    with Progress(
+        TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TextColumn("time left"),
+        TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+    ) as progress:  # fmt: skip
+        task = progress.add_task(what, total=total)
+        for batch in batches:
+            yield batch
+            progress.advance(task, len(batch.indices) + len(batch.failures))
 
 
 class _Batches(Dataset):
@@ -66,6 +86,11 @@ class _Batches(Dataset):
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal, to the process that ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:

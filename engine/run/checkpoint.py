@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine.errors import UserError
-from engine.files import read_json, sha256_file, sha256_json, sync_folder, write_atomically
+from engine.files import free_space, read_json, sha256_file, sha256_json, sync_folder, write_atomically
 
 SCHEMA = "metaprune.checkpoint/1"
 KEPT = 2
@@ -135,8 +135,7 @@ class CheckpointClock:
 
 def check_disk_space(folder: Path, needed: int) -> None:
     """Raise `UserError` unless the disk that will hold ``folder`` has ``needed`` bytes free."""
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    existing, free = free_space(folder)
     if free < needed:
         raise UserError(
             f"{folder} needs {needed / 1e9:.1f} GB for its checkpoints and {existing} has {free / 1e9:.1f} GB free; "

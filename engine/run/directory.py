@@ -23,6 +23,8 @@ Config = TypeVar("Config")
 CONFIG = "config.toml"
 # Options that say how a run is carried out, not what it computes: a resumed run takes those it is given.
 FREE = {"out", "resume", "overwrite", "debug", "device", "checkpoint_minutes", "memory"}
+# Options of the same kind that a resumed run keeps unless it is given others.
+KEPT = {"cache"}
 
 
 def check_output(out: Path, resume: bool, overwrite: bool) -> None:
@@ -83,6 +85,8 @@ def resumed_options(options: Config, out: Path) -> Config:
         # A run of an earlier version was started without the options that came later: with their defaults.
         then = stored.get(field.name, None if field.default is dataclasses.MISSING else field.default)
         then = Path(then) if isinstance(now, Path) and then is not None else then
+        if field.name in KEPT and now != field.default:
+            continue
         if now not in (field.default, then):
             flag = "--" + field.name.replace("_", "-")
             raise UserError(f"{flag} {now}: the run in {out} was started with {then}; resume without it, or start anew")

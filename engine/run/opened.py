@@ -23,6 +23,7 @@ class PruningNetRun:
     folder: Path
     checkpoint: Checkpoint
     data_source: str
+    cache: str | None = None
 
     @property
     def digest(self) -> str:
@@ -39,14 +40,24 @@ class PruningNetRun:
         manifest = self.checkpoint.manifest
         return rounded(architecture(manifest["architecture"]).build(len(manifest["classes"])), divisor)
 
-    def data(self, device: torch.device) -> Data:
-        """Its images and splits. Raises `UserError` unless they are prepared as those it was trained with."""
+    def data(self, device: torch.device, cache: Path | None = None) -> Data:
+        """Its images and splits. Raises `UserError` unless they are prepared as those it was trained with.
+
+        Decoded images are kept in ``cache``; without one, those the run has kept are read where they are whole.
+        """
         manifest = self.checkpoint.manifest
         preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
         splits = Splits.load(self.folder / "splits.json")
         if splits.digest != manifest["splits"]:
             raise UserError(f"{self.folder / 'splits.json'} is not the one its PruningNet was trained with")
-        data = open_data(self.data_source, resolution=preprocessing.resolution, device=device, splits=splits)
+        data = open_data(
+            self.data_source,
+            resolution=preprocessing.resolution,
+            device=device,
+            splits=splits,
+            cache=cache or self.cache,
+            build_cache=cache is not None,
+        )
         if data.preprocessing != preprocessing or list(data.classes) != manifest["classes"]:
             raise UserError(
                 f"{self.data_source} gives other preprocessing or classes than {self.folder} was trained with"
@@ -67,4 +78,5 @@ def open_run(folder: Path) -> PruningNetRun:
     checkpoint = load_checkpoint(folder / "checkpoints")
     if checkpoint is None:
         raise UserError(f"the run in {folder} has no checkpoint yet: let python -m engine.metatrain --resume go on")
-    return PruningNetRun(folder, checkpoint, read_config(folder)["options"]["data"])
+    options = read_config(folder)["options"]
+    return PruningNetRun(folder, checkpoint, options["data"], options.get("cache"))

@@ -9,12 +9,15 @@ import signal
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from small_runs import TINY_NET, ErrorLine, run, start
 from torch import Tensor
 
+from engine.data.decode import decode_file
 from engine.factored_sgd import DELAYS
 from engine.files import sha256_file
 from engine.run.checkpoint import load_checkpoint, save_checkpoint
@@ -25,6 +28,12 @@ INTERRUPTIBLE: tuple[object, ...] = ("--hidden", "1", "--steps", STEPS, "--batch
 INTERRUPTIBLE += ("--checkpoint-minutes", "0")
 DELAYED_STEPS = 60
 DELAYED = (*INTERRUPTIBLE, "--steps", DELAYED_STEPS, "--update", "delayed")
+
+
+def records(run_folder: Path) -> list[dict[str, float]]:
+    """What a run has logged, but for the time it waited for images."""
+    lines = (run_folder / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != "data_wait"} for line in lines]
 
 
 def weights_digest(run_folder: Path) -> str:
@@ -55,9 +64,10 @@ def test_a_run_directory_explains_itself(trained: Path) -> None:
     manifest = json.loads((trained / "checkpoints/step-00000003/manifest.json").read_text())
     assert manifest["preprocessing"]["resolution"] == 32
     assert manifest["classes"] == [str(digit) for digit in range(10)]
-    records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    assert {"smallest", "middle", "largest"} <= records[-1].keys()
-    assert all(0 <= records[-1][name] <= 100 for name in ("smallest", "middle", "largest"))
+    *_, steps, accuracies = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "lr", "data_wait"} <= steps.keys()
+    assert {"smallest", "middle", "largest"} <= accuracies.keys()
+    assert all(0 <= accuracies[name] <= 100 for name in ("smallest", "middle", "largest"))
 
 
 def test_killed_at_random_points_and_resumed_a_run_ends_with_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
@@ -73,7 +83,7 @@ def test_killed_at_random_points_and_resumed_a_run_ends_with_the_same_bits(unint
     assert 0 < _last_step(out) < STEPS, "the run ended before it was killed: nothing was tested"
     assert run("metatrain", "--out", out, "--resume") == 0
     assert weights_digest(out) == weights_digest(uninterrupted)
-    assert (out / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
+    assert records(out) == records(uninterrupted)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -227,7 +237,9 @@ def test_tensorboard_events_are_written_on_request(tmp_path: Path) -> None:
     assert list((tmp_path / "run/tensorboard").glob("events.*"))
 
 
-def test_images_from_a_folder_are_trained_on(tmp_path: Path) -> None:
+@pytest.fixture
+def folder_options(tmp_path: Path) -> tuple[object, ...]:
+    """Options that train on a folder of photographs of digits."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -236,11 +248,57 @@ def test_images_from_a_folder_are_trained_on(tmp_path: Path) -> None:
         folder = tmp_path / "digits" / "train" / f"class-{digits.target[index] % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         pixels = (digits.images[index] * 15).astype("uint8")
-        Image.fromarray(pixels).resize((40, 40)).save(folder / f"{index}.png")
-    arguments = ("--data", tmp_path / "digits", "--resolution", "32", "--batch", "8")
-    assert run("metatrain", "--out", tmp_path / "run", *TINY_NET, *arguments) == 0
+        Image.fromarray(pixels).resize((50, 40)).save(folder / f"{index}.jpg")
+    return ("--data", tmp_path / "digits", "--resolution", "32", "--batch", "8")
+
+
+def test_images_from_a_folder_are_trained_on(folder_options: tuple[object, ...], tmp_path: Path) -> None:
+    assert run("metatrain", "--out", tmp_path / "run", *TINY_NET, *folder_options) == 0
     manifest = json.loads((tmp_path / "run/checkpoints/step-00000003/manifest.json").read_text())
     assert manifest["classes"] == ["class-0", "class-1"]
+
+
+def test_a_cache_changes_no_bit_and_spares_later_commands_the_decoding(
+    folder_options: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[Path] = []
+
+    def decode(path: Path, size: int) -> np.ndarray:
+        decoded.append(path)
+        return decode_file(path, size)
+
+    monkeypatch.setattr("engine.data.decode.decode_file", decode)
+    plain, cached = tmp_path / "plain", tmp_path / "cached"
+    # No image stays in memory: every batch of every step comes from the files, or from the cache.
+    monkeypatch.setattr("engine.data.dataset._default_memory_limit", lambda _: 0)
+    options = ("--hidden", "1", "--steps", "2", "--calibration-images", "8", *folder_options)
+    assert run("metatrain", "--out", plain, *options) == 0
+    assert len(decoded) > 60 + 2 * 8
+    decoded.clear()
+    assert run("metatrain", "--out", cached, *options, "--cache", tmp_path / "cache") == 0
+    assert len(decoded) == 60
+    assert run("retrain", "--run", cached, "--full", "--steps", "1", "--batch", "8") == 0
+    assert run("metatrain", "--out", cached, "--resume") == 0
+    assert len(decoded) == 60
+    assert weights_digest(cached) == weights_digest(plain)
+    assert records(cached) == records(plain)
+
+
+def test_a_cache_of_images_that_need_no_decoding_is_refused(tmp_path: Path, error_line: ErrorLine) -> None:
+    assert run("metatrain", "--out", tmp_path / "run", *TINY_NET, "--cache", tmp_path / "cache") == 2
+    assert "the images of 'digits' need no decoding" in error_line()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_does_not_fit_the_disk_is_refused_before_anything_is_written(
+    folder_options: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_line: ErrorLine
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**5))
+    options = (*TINY_NET, *folder_options, "--cache", tmp_path / "cache")
+    assert run("metatrain", "--out", tmp_path / "run", *options) == 2
+    # 60 images of 37 px: 0.25 MB.
+    assert "needs 0.0 GB for 60 decoded images" in error_line()
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 
 def _last_step(out: Path) -> int:

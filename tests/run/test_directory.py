@@ -15,6 +15,7 @@ class Example:
     steps: int | None = None
     lr: float = 0.1
     device: str = "auto"
+    cache: Path | None = None
     resume: bool = False
 
 
@@ -139,3 +140,9 @@ def test_a_run_of_before_an_option_existed_is_resumed_with_its_default(tmp_path:
     assert resumed_options(Example(resume=True), out).lr == 0.1
     with pytest.raises(UserError, match=r"--lr 0.5: .* was started with 0.1"):
         resumed_options(Example(lr=0.5, resume=True), out)
+
+
+def test_a_resumed_run_keeps_its_cache_unless_it_is_given_another(tmp_path: Path) -> None:
+    out = started(tmp_path / "run", Example(cache=Path("here")))
+    assert str(resumed_options(Example(), out).cache) == "here"
+    assert resumed_options(Example(cache=Path("there")), out).cache == Path("there")
