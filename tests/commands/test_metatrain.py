@@ -117,7 +117,7 @@ def test_with_delayed_updates_a_run_killed_and_then_interrupted_ends_with_the_sa
     assert process.returncode == 130
     assert run("metatrain", "--out", out, "--resume") == 0
     assert weights_digest(out) == weights_digest(delayed)
-    assert (out / "metrics.jsonl").read_bytes() == (delayed / "metrics.jsonl").read_bytes()
+    assert records(out) == records(delayed)
 
 
 def test_delayed_and_immediate_updates_agree_to_rounding(tmp_path: Path) -> None:
