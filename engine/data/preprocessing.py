@@ -24,6 +24,9 @@ PIECE = 2**20
 RESOLUTIONS = (8, 1024)
 """Legal range of the side a network reads, in pixels."""
 
+WHOLE = slice(None)
+"""All images of a batch."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -126,6 +129,8 @@ def augment(
     augmentation: Augmentation,
     preprocessing: Preprocessing,
     generator: torch.Generator,
+    part: slice = WHOLE,
+    batch: int | None = None,
 ) -> Tensor:
     """Random resized crop, flip and normalise a batch on the device it lives on.
 
@@ -135,25 +140,26 @@ def augment(
     images_u8  uint8 [B,3,resize,resize]
     generator  of the CPU, whatever the device of the images, so every device sees the same crops; each image
                takes five numbers from it whatever the augmentation
+    part       where the images stand in a batch of ``batch``; they get the crops that they would get with the others
 
     Returns float32 [B,3,resolution,resolution], channels last in memory. Raises ValueError when the images are
     not stored images of this preprocessing.
     """
     preprocessing.check_stored(images_u8)
-    batch, resolution = len(images_u8), preprocessing.resolution
-    area, aspect, left, top, mirror = torch.rand(5, batch, generator=generator)
+    count, resolution = len(images_u8), preprocessing.resolution
+    area, aspect, left, top, mirror = torch.rand(5, batch or count, generator=generator)[:, part]
     area = _between(area, *augmentation.scale)
     aspect = _between(aspect, math.log(augmentation.ratio[0]), math.log(augmentation.ratio[1])).exp()
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
-    sign = torch.where(mirror < 0.5, -1.0, 1.0) if augmentation.flip else torch.ones(batch)
+    sign = torch.where(mirror < 0.5, -1.0, 1.0) if augmentation.flip else torch.ones(count)
 
     # Output coordinates in [-1, 1] to input coordinates in [-1, 1]: x ↦ width x + centre.
-    theta = torch.zeros(batch, 2, 3)
+    theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = width * sign, (2 * left - 1) * (1 - width)
     theta[:, 1, 1], theta[:, 1, 2] = height, (2 * top - 1) * (1 - height)
     device = images_u8.device
-    result = torch.empty(batch, 3, resolution, resolution, device=device, memory_format=torch.channels_last)
-    piece = max(1, PIECE // (3 * preprocessing.resize**2)) if device.type == "cpu" else max(1, batch)
+    result = torch.empty(count, 3, resolution, resolution, device=device, memory_format=torch.channels_last)
+    piece = max(1, PIECE // (3 * preprocessing.resize**2)) if device.type == "cpu" else max(1, count)
     for some, transform, images in zip(
         result.split(piece), theta.to(device).split(piece), images_u8.split(piece), strict=True
     ):

@@ -71,6 +71,15 @@ def test_a_crop_lies_inside_the_image_and_has_the_area_and_shape_asked_for(
     assert x.max() < 31 + 1e-3
 
 
+@given(st.integers(1, 9), st.data())
+def test_a_part_of_a_batch_is_augmented_as_with_the_others_bit_for_bit(batch: int, data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, batch - 1))
+    part = slice(first, data.draw(st.integers(first + 1, batch)))
+    images = random_images(batch)
+    whole = augment(images, RANDOM, PHOTO, seeded(0))
+    assert torch.equal(augment(images[part], RANDOM, PHOTO, seeded(0), part, batch), whole[part])
+
+
 def test_the_same_generator_state_gives_the_same_batch() -> None:
     images = random_images(8)
     first, again, other = (augment(images, RANDOM, PHOTO, seeded(seed)) for seed in (3, 3, 4))
