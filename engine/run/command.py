@@ -22,7 +22,7 @@ import torch
 import tyro
 
 from engine.errors import RankError, UserError
-from engine.run import ranks
+from engine.run import ranks, torchrun
 from kernels import backends
 
 Config = TypeVar("Config", bound="Options")
@@ -38,17 +38,21 @@ class Options:
 
 
 class Interrupted(BaseException):
-    """A signal asked the command to stop, and it has saved its work."""
+    """A signal asked the command to stop, and it has saved its work, or could not wait for the end of a step."""
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, saved: bool = True) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.status = 128 + signal_number
+        self.says = "stopped; everything done so far is saved: the same command with --resume goes on"
+        if not saved:
+            self.says = "stopped within a step; the same command with --resume goes on from what was saved before"
 
 
 class Interruption:
     """Turns SIGINT and SIGTERM into a question asked between steps; a second Ctrl-C ends the process at once.
 
-    Where torchrun passes signals on, a step that takes too long is not waited for.
+    Where torchrun passes signals on, once more on Ctrl-C in a terminal, the first one counts, and a step that takes too
+    long is not waited for.
     """
 
     def __init__(self) -> None:
@@ -65,17 +69,21 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        if torchrun.is_launched():
+            if self.received is None:
+                self.received = number
+                signal.alarm(ranks.GRACE)
+            return
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
-        if ranks.is_launched():
-            signal.alarm(ranks.GRACE)
-            return
         # os.write: a print may be cut into by the very signal this handles.
         os.write(sys.stderr.fileno(), b"\nstopping as soon as what is done can be saved; once more to stop at once\n")
 
     def _wait_no_longer(self, *_: object) -> None:
-        self.stop_if_asked()
+        if self.received is not None:
+            ranks.check_alive()
+            raise Interrupted(self.received, saved=False)
 
     def stop_if_asked(self, save: Callable[[], object] = lambda: None) -> None:
         """Call between steps. When a signal came, save and raise `Interrupted`, or `RankError` if it came of that."""
@@ -95,7 +103,7 @@ def run_command(main: Callable[[Config], None], config: type[Config], arguments:
     except (UserError, backends.BackendError) as error:
         return _fail(2, str(error), debug)
     except Interrupted as stop:
-        print("stopped; everything done so far is saved: the same command with --resume goes on", file=sys.stderr)
+        print(stop.says, file=sys.stderr)
         return stop.status
     except KeyboardInterrupt:
         return _fail(130, "interrupted", debug)
@@ -145,7 +153,7 @@ def use_device(name: str, backend: str) -> torch.device:
     backends.use(backend)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    several = ranks.is_launched()
+    several = torchrun.is_launched()
     if several and name.startswith("cuda:"):
         raise UserError(f"--device {name}: every rank takes a GPU of its own; choose cuda, auto or cpu")
     if several and name == "cuda":

@@ -2,6 +2,7 @@
 
     torchrun --nproc-per-node=4 -m engine.evolve --flops 300M
     torchrun --nproc-per-node=4 -m -- engine.evolve --flops 300M --run RUN
+    torchrun --nproc-per-node=4 -m engine.metatrain
 
 Without ``--`` torchrun takes ``--run`` for the beginning of an option of its own.
 
@@ -9,41 +10,39 @@ Rank 0 alone reads the command line, writes files and prints. The others begin w
 answer what it sends, and end with it: with its exit status when it ends in order, else as soon as their connections
 to it close. A rank that dies shows on rank 0 in the same way.
 
-Messages are a kind and a size, then as many bytes. They go over gloo; tensors on GPUs go over NCCL.
+Besides sending messages (`engine.run.messages`) all ranks can do something at the same time (`together`).
 """
 
 from __future__ import annotations
 
+import math
 import os
-import pickle
 import queue
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 from engine.errors import RankError, UserError
+from engine.run import torchrun
+from engine.run.messages import announce, connect, hear, receive, rendezvous, send
 from kernels.backends import BackendError
 
-# Ranks wait for each other as long as they live.
-PATIENCE = timedelta(days=100)
 # Seconds that rank 0 may take over its step when it is to end: torchrun kills after 30.
 GRACE = 20
 # Seconds within which the end of a rank shows in its connections.
 NOTICE = 0.2
 
-OBJECT, TENSOR = 0, 1
+SAVED_ALL = "everything done so far is saved: the same command with --resume goes on, on any number of ranks"
 
 # What another rank does with the options of the command: take in work, give answers.
 Assist = Callable[[Any, Callable[[], Any], Callable[[Any], None]], None]
@@ -58,22 +57,17 @@ class Failure:
     traceback: str
 
 
-def is_launched() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def launch(command: Callable[[], int], assist: Assist) -> int:
     """Run ``command`` on rank 0 and ``assist(options, next_work, answer)`` on the others.
 
     Returns the exit status in a single process; one of several ends here.
     """
-    if not is_launched():
+    if torchrun.count() == 1:
         return command()
-    if int(os.environ["RANK"]):
+    if torchrun.number():
         _follow(assist)
     global _leader
-    _leader = Leader(*_rendezvous())
+    _leader = Leader(*rendezvous())
     signal.signal(signal.SIGTERM, _terminated)
     status = 1
     try:
@@ -92,9 +86,29 @@ def begin(options: Any, device: torch.device) -> None:
         _leader.begin(options, device)
 
 
+def tell(what: Any) -> None:
+    """Send something to all other ranks, if there are any."""
+    for rank in range(1, torchrun.count()):
+        assert _leader
+        _leader.send(rank, what)
+
+
+def answers() -> Iterator[tuple[int, Any]]:
+    """One answer of every other rank, as they come in."""
+    for _ in range(1, torchrun.count()):
+        assert _leader
+        yield _leader.answer()
+
+
 def leader() -> Leader | None:
     """Rank 0's connections to the others; None in a single process."""
     return _leader
+
+
+def rescue(how: str) -> None:
+    """Note how to go on if another rank dies."""
+    if _leader:
+        _leader.rescue = how
 
 
 def check_alive() -> None:
@@ -104,21 +118,33 @@ def check_alive() -> None:
         _leader.check_alive()
 
 
+def together(work: Callable[[], None]) -> None:
+    """Do work that all ranks do at the same time, such as a collective, and wait until it is done here.
+
+    Rank 0 raises what went wrong on another one meanwhile, or `RankError` if it ended; the others end with rank 0.
+    """
+    if _leader:
+        _leader.together(work)
+    else:
+        work()
+
+
 class Leader:
-    """Rank 0's connections to the others. ``resumable`` says whether what was done so far is on disk."""
+    """Rank 0's connections to the others. ``rescue`` says how to go on if one of them dies."""
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
         self.inbox: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self.readers: list[threading.Thread] = []
         self.gone: list[int] = []
-        self.resumable = self.ended = False
+        self.rescue = "start again"
+        self.ended = False
 
     def begin(self, options: Any, device: torch.device) -> None:
         """Let the other ranks begin, and connect to them."""
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        self.store.set("begin", pickle.dumps((options, backend)))
-        _in_background(lambda: _connect(self.store, self.rank, self.size, backend))
+        session = announce(self.store, self.size, (options, backend), patience=math.inf)
+        _in_background(lambda: connect(self.store, session, self.rank, self.size, backend))
         for rank in range(1, self.size):
             self.readers.append(threading.Thread(target=self._read, args=(rank, device), daemon=True))
             self.readers[-1].start()
@@ -126,7 +152,7 @@ class Leader:
     def send(self, rank: int, work: Any) -> None:
         """Send work, any object that can be pickled."""
         try:
-            _send(rank, work)
+            send(rank, work)
         except RuntimeError:
             time.sleep(NOTICE)
             self.gone.append(rank)
@@ -138,6 +164,9 @@ class Leader:
         if message is None:
             self.check_alive()
         if isinstance(message, Failure):
+            # It may be the death of a third one that it noticed.
+            time.sleep(NOTICE)
+            self.check_alive()
             error = (UserError if message.status == 2 else RankError)(f"rank {rank}: {message.reason}")
             error.add_note(message.traceback)
             raise error
@@ -147,6 +176,18 @@ class Leader:
         """Whether `answer` would not wait."""
         return not self.inbox.empty()
 
+    def together(self, work: Callable[[], None]) -> None:
+        """Do work that all ranks do, and listen to the others meanwhile: they may never come to it."""
+        threading.Thread(target=self._answer_myself, args=(work,), daemon=True).start()
+        self.answer()
+
+    def _answer_myself(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+            self.inbox.put((0, True))
+        except Exception as error:
+            self.inbox.put((0, _failure(error)))
+
     def check_alive(self) -> None:
         """Raise `RankError` if a connection was closed."""
         if self.gone:
@@ -154,15 +195,15 @@ class Leader:
 
     def _obituary(self) -> str:
         # The first one gone: others end because of it.
-        saved = "; everything done so far is saved: the same command with --resume goes on, on any number of ranks"
-        return f"rank {self.gone[0]} died{saved if self.resumable else ': start again'}"
+        return f"rank {self.gone[0]} died; {self.rescue}"
 
     def end(self, status: int) -> None:
         """Let the other ranks end with this exit status."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.ended = True
         if not self.readers:
-            self.store.set("begin", pickle.dumps(status))
+            # torchrun ends the others where the status is bad.
+            announce(self.store, self.size, status, patience=GRACE / 4 if status else math.inf)
         others = range(1, len(self.readers) + 1)
         tellers = [threading.Thread(target=self._tell, args=(rank, status), daemon=True) for rank in others]
         for thread in tellers:
@@ -175,12 +216,12 @@ class Leader:
     def _tell(self, rank: int, status: int) -> None:
         # It may have ended already.
         with suppress(RuntimeError):
-            _send(rank, status)
+            send(rank, status)
 
     def _read(self, rank: int, device: torch.device) -> None:
         try:
             while True:
-                self.inbox.put((rank, _receive(rank, device)))
+                self.inbox.put((rank, receive(rank, device)))
         except Exception:
             self.gone.append(rank)
             self.inbox.put((rank, None))
@@ -207,31 +248,28 @@ def _exit(status: int) -> NoReturn:
     os._exit(status)
 
 
-# -- the other ranks -------------------------------------------------------------------------------------------------
-
-
 def _follow(assist: Assist) -> NoReturn:
     """Wait for rank 0 to begin, and assist it until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            store, rank, size = _rendezvous()
-            order = pickle.loads(store.get("begin"))
+            store, rank, size = rendezvous()
+            session, order = hear(store, rank)
             if isinstance(order, int):
                 _exit(order)
             # From here on rank 0 says when to end.
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
             options, backend = order
-            _connect(store, rank, size, backend)
+            connect(store, session, rank, size, backend)
             inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
             threading.Thread(target=_read_work, args=(inbox,), daemon=True).start()
             try:
-                assist(options, inbox.get, lambda answer: _send(0, answer))
+                assist(options, inbox.get, lambda answer: send(0, answer))
             except Exception as error:
-                _send(0, _failure(error))
-                # Rank 0 ends this process.
-                threading.Event().wait()
+                send(0, _failure(error))
+            # Rank 0 ends this process.
+            threading.Event().wait()
     finally:
         _exit(1)
 
@@ -240,7 +278,7 @@ def _read_work(inbox: queue.SimpleQueue[Any]) -> None:
     """Take in work while other work is done: a rank ends with rank 0, not after its step."""
     status = 1
     try:
-        while not isinstance(message := _receive(0, torch.device("cpu")), int):
+        while not isinstance(message := receive(0, torch.device("cpu")), int):
             inbox.put(message)
         status = message
     finally:
@@ -252,48 +290,6 @@ def _failure(error: Exception) -> Failure:
     if isinstance(error, UserError | BackendError):
         return Failure(2, str(error), details)
     return Failure(1, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", details)
-
-
-# -- messages --------------------------------------------------------------------------------------------------------
-
-
-def _rendezvous() -> tuple[Any, int, int]:
-    """What all ranks can read and write to find each other, the rank of this one, and how many there are."""
-    import torch.distributed as dist
-
-    return next(dist.rendezvous("env://", timeout=PATIENCE))
-
-
-def _connect(store: Any, rank: int, size: int, backend: str) -> None:
-    import torch.distributed as dist
-
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-
-
-def _send(rank: int, message: Any) -> None:
-    """Send bytes on some device as they are, and any other object pickled."""
-    import torch.distributed as dist
-
-    kind, content = TENSOR, message
-    if not isinstance(message, Tensor):
-        kind, content = OBJECT, torch.frombuffer(bytearray(pickle.dumps(message)), dtype=torch.uint8)
-    if content.is_cuda:
-        # Whoever receives on a GPU waits there from the moment it knows of the message.
-        torch.cuda.synchronize(content.device)
-    dist.send(torch.tensor([kind, len(content)]), rank)
-    dist.send(content, rank)
-
-
-def _receive(rank: int, device: torch.device) -> Any:
-    """Wait for the next message of a rank; bytes come to ``device``."""
-    import torch.distributed as dist
-
-    header = torch.empty(2, dtype=torch.int64)
-    dist.recv(header, rank)
-    kind, size = header.tolist()
-    content = torch.empty(size, dtype=torch.uint8, device=device if kind == TENSOR else "cpu")
-    dist.recv(content, rank)
-    return content if kind == TENSOR else pickle.loads(content.numpy().tobytes())
 
 
 def _in_background(work: Callable[[], None]) -> None:

@@ -32,9 +32,9 @@ def shared_scorer(scoring: Scoring) -> Scorer:
     if leader is None:
         return scoring.score
     own = facts(scoring)
-    for _ in range(1, leader.size):
-        check_facts(own, *leader.answer())
-    leader.resumable = True
+    for rank, others in ranks.answers():
+        check_facts(own, rank, others)
+    ranks.rescue(ranks.SAVED_ALL)
     return partial(_score, leader, scoring)
 
 
@@ -51,11 +51,18 @@ def facts(scoring: Scoring) -> dict[str, str]:
     """What must be the same on all ranks for them to compute the same, bit for bit."""
     pixels = scoring.images.calibration_NCHW.cpu().numpy().tobytes()
     known = {name: str(value) for name, value in scoring.key.items()}
-    known |= {"calibration batch": hashlib.sha256(pixels).hexdigest(), "torch": torch.__version__}
-    if scoring.device.type == "cuda":
-        return {**known, "processor": torch.cuda.get_device_name(scoring.device)}
-    kernels = backends.extension.build_info()["instruction_set"] if backends.extension else "no C++ kernels"
-    return {**known, "processor": f"{torch.backends.cpu.get_cpu_capability()}, {kernels}"}
+    known["calibration batch"] = hashlib.sha256(pixels).hexdigest()
+    return known | machine_facts(scoring.device)
+
+
+def machine_facts(device: torch.device) -> dict[str, str]:
+    """What the bits of a result depend on besides the input: the version of PyTorch, and the processor."""
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    else:
+        kernels = backends.extension.build_info()["instruction_set"] if backends.extension else "no C++ kernels"
+        processor = f"{torch.backends.cpu.get_cpu_capability()}, {kernels}"
+    return {"torch": torch.__version__, "processor": processor}
 
 
 def check_facts(own: Mapping[str, str], rank: int, others: Mapping[str, str]) -> None:

@@ -7,14 +7,14 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from small_runs import ROOT, run
+from launched import Printed, in_turn, ranks_of, torchrun
+from small_runs import run
 
 from engine.errors import UserError
 from engine.evolve import assist
@@ -44,13 +44,6 @@ class Plan(NamedTuple):
     out: str = ""
 
 
-class Printed(NamedTuple):
-    """What a rank printed, and its exit status."""
-
-    lines: list[str]
-    status: int
-
-
 SAME = {
     "more candidates than two ranks": Plan(2, ("--flops", "300M", *small(5, 1, 2))),
     "more candidates than three ranks": Plan(3, ("--flops", "300M", *small(4, 1, 2))),
@@ -74,15 +67,6 @@ RESUMED = {"resumed": Plan(2, (*LONGER, "--resume"), out="a rank that dies")}
 PLANS = {**SAME, **REFUSED, **HELP, **BROKEN, **RESUMED}
 
 
-def torchrun(ranks: int, *arguments: object) -> subprocess.Popen[str]:
-    # After "--", or torchrun takes our --run for the beginning of an option of its own.
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return subprocess.Popen(
-        [*line, *map(str, arguments)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
 def evolve(ranks: int, *arguments: object) -> subprocess.Popen[str]:
     return torchrun(ranks, "-m", "--", "engine.evolve", *arguments)
 
@@ -100,20 +84,13 @@ def printed(pruningnet: Path) -> dict[str, list[Printed]]:
     several = folder / "several"
     listed = [
         {
-            "name": name, "ranks": plan.ranks, "odd": plan.odd, "scores": str(pruningnet / "scores"),
+            "name": name, "command": "evolve", "ranks": plan.ranks, "odd": plan.odd,
+            "scores": str(pruningnet / "scores"),
             "arguments": [*plan.arguments, "--run", str(pruningnet), "--out", str(several / (plan.out or name))],
         }
         for name, plan in PLANS.items()
     ]  # fmt: skip
-    (folder / "plans.json").write_text(json.dumps(listed))
-    process = torchrun(3, Path(__file__).with_name("ranks_in_turn.py"), folder / "plans.json")
-    _, complaint = process.communicate(timeout=120)
-    assert process.returncode == 0, complaint
-    result = {}
-    for name, plan in PLANS.items():
-        texts = [(folder / f"{name}.{rank}").read_text().splitlines() for rank in range(plan.ranks)]
-        result[name] = [Printed([line for line in lines[:-1] if line.strip()], int(lines[-1])) for lines in texts]
-    return result
+    return in_turn(folder, 3, listed)
 
 
 def one_process(pruningnet: Path, name: str, *arguments: object) -> Path:
@@ -191,7 +168,7 @@ def test_a_rank_that_dies_ends_the_search_under_torchrun_and_one_process_resumes
     arguments = (*LONGER, "--run", pruningnet, "--out", out)
     process = evolve(3, *arguments)
     _wait_for_generation(process, out, 2)
-    os.kill(_ranks_of(process)[1], signal.SIGKILL)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
     _, complaint = process.communicate(timeout=30)
     assert process.returncode != 0
     errors = [line for line in complaint.splitlines() if line.startswith("error: ")]
@@ -208,7 +185,7 @@ def test_a_signal_to_torchrun_ends_a_search_with_its_scores_kept(pruningnet: Pat
     out = pruningnet.parent / "stopped"
     process = evolve(2, *LONGER, "--run", pruningnet, "--out", out)
     _wait_for_generation(process, out, 1)
-    processes = _ranks_of(process)
+    processes = ranks_of(process)
     process.send_signal(signal.SIGINT)
     _, complaint = process.communicate(timeout=30)
     assert "stopped; everything done so far is saved" in complaint
@@ -259,14 +236,3 @@ def _generation(search: Path) -> int:
 def _wait_for_generation(process: subprocess.Popen[str], search: Path, generation: int) -> None:
     while process.poll() is None and _generation(search) < generation:
         time.sleep(0.02)
-
-
-def _ranks_of(launcher: subprocess.Popen[str]) -> dict[int, int]:
-    """The process of each rank."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    found = {}
-    for child in children:
-        for variable in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-            if variable.startswith(b"RANK="):
-                found[int(variable[5:])] = int(child)
-    return found
