@@ -5,6 +5,10 @@ weights times their codes. So autograd stops at the generated weights, and `kern
 found there to basis and bias in one pass: at once, or for several steps together. The result is that of plain autograd
 and `torch.optim.SGD`, but for rounding.
 
+Several ranks have an equal part of the structures each. The gradients of generated weights and classifiers, cropped,
+are all that they exchange: codes, and so the gradients of bases and fc1, every rank makes itself, of all structures.
+The bits are those of one process with the same structures.
+
 Shape suffixes: S structures, N images, G genes, H hidden size.
 """
 
@@ -14,13 +18,15 @@ from collections.abc import Mapping
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.pruningnet import PruningNet, count_parameters
 from engine.run.optimizer import SGD
+from engine.run.team import ALONE, Shape, Team
 from engine.space import Conv, Gene, Space, Width
 from engine.space.recipe import Recipe
-from engine.training_pass import training_logits
+from engine.training_pass import training_features
 from engine.trie import output_images
 from kernels import (
     Factors,
@@ -31,7 +37,7 @@ from kernels import (
     generate_delayed,
     update_generators_,
 )
-from kernels.layout import weight_slot
+from kernels.layout import pack_weights, weight_slot
 
 # Steps that an update of the generators applies together.
 DELAYS = {"immediate": 1, "delayed": 8}
@@ -52,8 +58,8 @@ class FactoredSGD:
     generators and the classifier are trained by `torch.optim.SGD` in every step.
     """
 
-    def __init__(self, net: PruningNet, recipe: Recipe, delay: int = 1) -> None:
-        self.net, self.recipe, self.delay = net, recipe, delay
+    def __init__(self, net: PruningNet, recipe: Recipe, delay: int = 1, team: Team = ALONE) -> None:
+        self.net, self.recipe, self.delay, self.team = net, recipe, delay, team
         self.generated = {
             f"generators.{layer}.{name}": parameter
             for layer in range(len(net.generators))
@@ -63,6 +69,7 @@ class FactoredSGD:
         self.generated_momentum: dict[str, Tensor] = {}
         self.codes: list[Tensor] = []
         self.weights: list[Tensor] = []
+        self.classifiers: list[tuple[Tensor, Tensor]] = []
         self.widths: list[tuple[Tensor, Tensor]] = []
         self.recurrence = Recurrence()
         # Of every convolution, the factors of the steps that were not applied yet.
@@ -74,21 +81,34 @@ class FactoredSGD:
         return self.recurrence.steps == 0
 
     def logits(self, images_NCHW: Tensor, genome_SG: Tensor, *, shared: bool = False) -> Tensor:
-        """Training logits of S structures; a backward pass ends at the generated weights.
+        """Training logits of S structures; a backward pass ends at the generated weights and the classifier.
 
         The N images are split among the structures in order, ``[S, N / S, classes]``, or all of them see the same
-        ones (``shared``), ``[S, N, classes]``.
+        ones (``shared``), ``[S, N, classes]``. With several ranks, images and logits are of the own structures.
         """
-        self.codes = self.net.all_codes(genome_SG)
-        self.widths = self.net.widths(genome_SG)
+        self.codes, self.widths = self.net.all_codes(genome_SG), self.net.widths(genome_SG)
+        own = self.team.own(len(genome_SG))
+        codes, widths = [code_SH[own] for code_SH in self.codes], [(cin[own], cout[own]) for cin, cout in self.widths]
         with torch.no_grad():
-            generated = self._generate()
-        self.weights = [self._leaf(*each) for each in zip(generated, self.net.space.convs, self.widths, strict=True)]
+            generated = self._generate(codes, widths)
+        self.weights = [self._leaf(*each) for each in zip(generated, self.net.space.convs, widths, strict=True)]
+        features = self._features(images_NCHW, genome_SG[own], widths, shared)
+        # A classifier of its own for each structure: their gradients are added in order, whoever has made them.
+        weight, bias = self.net.classifier.weight.detach(), self.net.classifier.bias.detach()
+        self.classifiers = [
+            (weight[:, : x.shape[1]].requires_grad_(), bias.view(-1).requires_grad_()) for x in features
+        ]
+        return torch.stack([F.linear(x, *classifier) for x, classifier in zip(features, self.classifiers, strict=True)])
+
+    def _features(
+        self, images_NCHW: Tensor, genome_SG: Tensor, widths: list[tuple[Tensor, Tensor]], shared: bool
+    ) -> list[Tensor]:
+        """What the classifier reads of every structure: of all in one pass, where there are kernels for that."""
         if backends.chosen("ragged_conv_backward", images_NCHW.device, self.net.precision) != "reference":
-            return training_logits(self.net, self.weights, genome_SG, images_NCHW, shared=shared)
-        dense, structures = self.net.unpack(self.weights, self.widths), len(genome_SG)
+            return training_features(self.net, self.weights, genome_SG, images_NCHW, shared=shared)
+        dense, structures = self.net.unpack(self.weights, widths), len(genome_SG)
         parts = [images_NCHW] * structures if shared else images_NCHW.chunk(structures)
-        return torch.stack([self.net.logits(part, [w[s] for w in dense]) for s, part in enumerate(parts)])
+        return [self.net.features(part, [w[s] for w in dense]) for s, part in enumerate(parts)]
 
     @staticmethod
     def _leaf(weight: Tensor, conv: Conv, widths: tuple[Tensor, Tensor]) -> Tensor:
@@ -97,22 +117,28 @@ class FactoredSGD:
         slot = weight_slot(cin, cout, conv.kernel, weight.dtype, conv.depthwise)
         return weight[:, :slot].contiguous().requires_grad_()
 
-    def _generate(self) -> list[Tensor]:
+    def _generate(self, codes: list[Tensor], widths: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """The packed weights of every convolution."""
         if self.at_rest:
-            return self.net.generate_packed(self.codes, self.widths)
+            return self.net.generate_packed(codes, widths)
         return [
-            generate_delayed(self._state(layer), self.pending[layer], self.recurrence, code_SH, *widths)
-            for layer, (code_SH, widths) in enumerate(zip(self.codes, self.widths, strict=True))
+            generate_delayed(self._state(layer), self.pending[layer], self.recurrence, code_SH, *width_S)
+            for layer, (code_SH, width_S) in enumerate(zip(codes, widths, strict=True))
         ]
 
     def step(self, lr: float) -> None:
         """Apply what a backward pass has left, or keep it to be applied later, and drop the rest."""
         before, self.recurrence = self.recurrence, self._stepped(lr)
-        d_codes = [self._keep(layer, before) for layer in range(len(self.codes))]
+        grads, classifier_grads = self._gathered()
+        d_codes = [self._keep(layer, grad, before) for layer, grad in enumerate(grads)]
         torch.autograd.backward(self.codes, d_codes)
+        weight, bias = self.net.classifier.weight, self.net.classifier.bias
+        weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
+        for d_weight, d_bias in classifier_grads:
+            weight.grad[:, : d_weight.shape[1]] += d_weight
+            bias.grad += d_bias
         self.rest.step(lr)
-        self.codes, self.weights, self.widths = [], [], []
+        self.codes, self.weights, self.classifiers, self.widths = [], [], [], []
         if self.recurrence.steps == self.delay:
             self._rest()
 
@@ -130,11 +156,27 @@ class FactoredSGD:
     def _stepped(self, lr: float) -> Recurrence:
         return self.recurrence.step(lr=lr, momentum=self.recipe.momentum, weight_decay=self.recipe.weight_decay)
 
-    def _keep(self, layer: int, before: Recurrence) -> Tensor:
+    def _gathered(self) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Gradients of all S structures: packed, one tensor a convolution, and of the classifier that each had."""
+        grads = [_grad(weight) for weight in self.weights]
+        classifier_grads = [[_grad(leaf) for leaf in leaves] for leaves in self.classifiers]
+        if self.team.size == 1:
+            return grads, classifier_grads
+        # Dense crops: pad channels need not travel.
+        convs, structures = self.net.space.convs, len(self.codes[0])
+        own = self.team.own(structures)
+        dense = self.net.unpack(grads, [(cin[own], cout[own]) for cin, cout in self.widths])
+        lists = [[*(of_conv[s] for of_conv in dense), *extra] for s, extra in enumerate(classifier_grads)]
+        found = self.team.gather_lists(lists, gradient_shapes(self.net, self.widths))
+        packed = [
+            pack_weights([of_one[layer] for of_one in found], int(cin.max()), int(cout.max()), conv.depthwise)
+            for layer, (conv, (cin, cout)) in enumerate(zip(convs, self.widths, strict=True))
+        ]
+        return packed, [of_one[len(convs) :] for of_one in found]
+
+    def _keep(self, layer: int, grad: Tensor, before: Recurrence) -> Tensor:
         """Keep the factors of one convolution's step, or apply all of them; the gradient of its codes ``[S, H]``."""
-        state, grad = self._state(layer), self.weights[layer].grad
-        assert grad is not None
-        earlier = self.pending[layer]
+        state, earlier = self._state(layer), self.pending[layer]
         factors = Factors(self.codes[layer].detach(), grad, *self.widths[layer])
         self.pending[layer] = [*earlier, factors]
         if self.recurrence.steps < self.delay:
@@ -164,6 +206,23 @@ class FactoredSGD:
         }
 
 
+def _grad(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def gradient_shapes(net: PruningNet, widths: list[tuple[Tensor, Tensor]]) -> list[list[Shape]]:
+    """The shapes of every structure's generated weights, one a convolution, and of its classifier."""
+    convs, classes = net.space.convs, net.space.classes
+    cins, couts = (torch.stack(of_all, dim=1).tolist() for of_all in zip(*widths, strict=True))
+    shapes: list[list[Shape]] = []
+    for cin, cout in zip(cins, couts, strict=True):
+        channels = zip(convs, cout, cin, strict=True)
+        convolved = [(o, 1 if conv.depthwise else i, conv.kernel, conv.kernel) for conv, o, i in channels]
+        shapes.append([*convolved, (classes, cout[-1]), (classes,)])
+    return shapes
+
+
 def parameter_bytes(space: Space, hidden: int | None, averaged: bool = False) -> int:
     """Bytes of a PruningNet's weights, of their momentum and, if they are averaged, of their average."""
     return (3 if averaged else 2) * FLOAT_BYTES * count_parameters(space, hidden)
@@ -184,11 +243,21 @@ def step_bytes(space: Space, batch: int, resolution: int) -> int:
 
 def delayed_bytes(space: Space, structures: int, delay: int) -> int:
     """About how many bytes of gradients a delayed update keeps, of middling structures."""
-    weights = sum(
+    return int(FLOAT_BYTES * (delay - 1) * structures * _mean_weights(space))
+
+
+def exchanged_bytes(space: Space, structures: int) -> int:
+    """About how many bytes several ranks exchange in a step: gradients of the weights of middling structures."""
+    classifier = (_mean_width(space.features) + 1) * space.classes
+    return int(FLOAT_BYTES * structures * (_mean_weights(space) + classifier))
+
+
+def _mean_weights(space: Space) -> float:
+    """Generated weights of a middling structure."""
+    return sum(
         _mean_width(conv.cout) * (1 if conv.depthwise else _mean_width(conv.cin)) * conv.kernel**2
         for conv in space.convs
     )
-    return int(FLOAT_BYTES * (delay - 1) * structures * weights)
 
 
 def _mean_width(width: Width) -> float:

@@ -146,7 +146,12 @@ class PruningNet(nn.Module):
         return torch.cat([self.logits(part, [w[s] for w in weights]) for s, part in enumerate(parts)])
 
     def logits(self, images_NCHW: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """Training logits ``[N, classes]`` of one subnetwork: dense weights, one tensor a convolution.
+        """Training logits ``[N, classes]`` of one subnetwork: dense weights, one tensor a convolution."""
+        features = self.features(images_NCHW, weights)
+        return F.linear(features, self.classifier.weight[:, : features.shape[1]], self.classifier.bias)
+
+    def features(self, images_NCHW: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """What the classifier reads ``[N, C]``: the last convolution's output, averaged over the image.
 
         Every convolution is normalised by the statistics of these images (training-mode BatchNorm without
         parameters). This is the definition of the forward pass of training, in plain PyTorch.
@@ -163,8 +168,7 @@ class PruningNet(nn.Module):
             if conv.max_pool:
                 x = F.max_pool2d(x, 3, stride=2, padding=1)
             tensors[conv.name] = x
-        features = tensors[self.space.convs[-1].name].mean(dim=(2, 3))
-        return F.linear(features, self.classifier.weight[:, : features.shape[1]], self.classifier.bias)
+        return tensors[self.space.convs[-1].name].mean(dim=(2, 3))
 
 
 def _draw(module: nn.Module, fan_in: int, generator: torch.Generator) -> None:

@@ -61,6 +61,18 @@ class StepRecipe:
                 "two images each or more"
             )
 
+    def check_processes(self, processes: int) -> None:
+        """Raise `UserError` if so many processes cannot share a step."""
+        if processes > 1 and self.sandwich:
+            raise UserError(
+                "--sandwich: all structures of a step see the same images, in one process; leave out torchrun"
+            )
+        if self.structures % processes:
+            raise UserError(
+                f"--structures {self.structures}: they are split among {processes} processes evenly; "
+                "give a multiple of that, or let torchrun start as many processes as divide them"
+            )
+
     def structures_of(self, space: Space, seed: int, device: torch.device) -> Callable[[int], Tensor]:
         """The function that gives the structures of a step, ``[S, G]``, from its number: the largest comes first."""
         if not self.sandwich:
@@ -69,21 +81,23 @@ class StepRecipe:
         others = random_structures(space, self.sampling, self.structures - len(ends_2G), seed, device)
         return lambda step: torch.cat([ends_2G, others(step)])
 
-    def loss(self, logits_SnT: Tensor, labels_N: Tensor, label_smoothing: float) -> Tensor:
-        """Mean cross-entropy of all structures, on their parts of the images or on all of them.
+    def losses(self, logits_SnT: Tensor, labels_N: Tensor, label_smoothing: float) -> Tensor:
+        """Each structure's part ``[S]`` of the mean cross-entropy of all, on its part of the images or on all of them.
 
-        The sandwich rule as published adds the losses up. Their mean has a gradient as large as that of one structure,
-        so that a learning rate means the same with any number of them.
+        The parts add up to the loss. Those of some structures alone are what they are beside the others. The sandwich
+        rule as published adds the losses up. Their mean has a gradient as large as that of one structure, so that a
+        learning rate means the same with any number of them.
         """
-        structures = len(logits_SnT)
-        if not self.distill:
-            labels_Sn = labels_N.expand(structures, -1) if self.sandwich else labels_N
-            return F.cross_entropy(logits_SnT.flatten(0, 1), labels_Sn.flatten(), label_smoothing=label_smoothing)
-        largest_NT, others_SNT = logits_SnT[0], logits_SnT[1:]
-        answers_SNT = largest_NT.detach().softmax(1).expand_as(others_SNT)
-        taught = F.cross_entropy(others_SNT.flatten(0, 1), answers_SNT.flatten(0, 1))
-        labelled = F.cross_entropy(largest_NT, labels_N, label_smoothing=label_smoothing)
-        return (labelled + (structures - 1) * taught) / structures
+        images = logits_SnT.shape[1]
+        labels_Sn = labels_N.expand(len(logits_SnT), -1) if self.sandwich else labels_N.unflatten(0, (-1, images))
+        targets: list[tuple[Tensor, float]] = [(labels_n, label_smoothing) for labels_n in labels_Sn]
+        if self.distill:
+            targets[1:] = [(logits_SnT[0].detach().softmax(1), 0.0)] * (len(logits_SnT) - 1)
+        summed = [
+            F.cross_entropy(logits_nT, target, label_smoothing=smoothing, reduction="sum")
+            for logits_nT, (target, smoothing) in zip(logits_SnT, targets, strict=True)
+        ]
+        return torch.stack(summed) / (images * self.structures)
 
 
 def random_structures(

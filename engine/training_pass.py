@@ -2,9 +2,9 @@
 
 A convolution leaves its output as it is, with the sums of its channels; whoever reads it normalises and activates on
 reading, and a shortcut or a pooling on the way. So a training step keeps one tensor for each convolution, and the
-gradient of BatchNorm flows through the sums. `engine.pruningnet.PruningNet.logits` is the definition.
+gradient of BatchNorm flows through the sums. `engine.pruningnet.PruningNet.features` is the definition.
 
-Shape suffixes: S structures, N images of a structure, G genes, C channels, K classes.
+Shape suffixes: S structures, N images of a structure, G genes, C channels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
@@ -36,11 +35,12 @@ class Activations:
     activation: str = "none"
 
 
-def training_logits(
+def training_features(
     net: PruningNet, weights: Sequence[Tensor], genome_SG: Tensor, images_NCHW: Tensor, *, shared: bool = False
-) -> Tensor:
-    """Logits ``[S, N, classes]`` with the packed weights of every convolution, in slots no larger than the largest.
+) -> list[Tensor]:
+    """What the classifier reads of S structures, ``[N, C]`` each.
 
+    ``weights`` are packed, one tensor for each convolution, in slots that end where the largest crop does.
     The images are split among the structures in order, and S divides their number; or all see the same (``shared``).
     """
     return _Pass(net, genome_SG, images_NCHW, shared).run(weights)
@@ -58,19 +58,12 @@ class _Pass:
         self.tensors = {IMAGE: Activations(layout.pack_activations(parts, IMAGE_CHANNELS), (n, height, width))}
         self.stored = materialised(net.space) | {net.space.convs[-1].name}
 
-    def run(self, weights: Sequence[Tensor]) -> Tensor:
+    def run(self, weights: Sequence[Tensor]) -> list[Tensor]:
         for conv, weight, width_S in zip(self.space.convs, weights, self.widths, strict=True):
             self.tensors[conv.name] = self._layer(conv, weight, *width_S)
-        last = self.space.convs[-1]
-        features, linear = self.tensors[last.name], self.net.classifier
-        widths = self.widths[-1][1].tolist()
-        dense = layout.unpack_activations(features.buffer, widths, features.image)
-        return torch.stack(
-            [
-                F.linear(x.mean(dim=(2, 3), dtype=linear.weight.dtype), linear.weight[:, :channels], linear.bias)
-                for x, channels in zip(dense, widths, strict=True)
-            ]
-        )
+        features = self.tensors[self.space.convs[-1].name]
+        dense = layout.unpack_activations(features.buffer, self.widths[-1][1], features.image)
+        return [x.mean(dim=(2, 3)) for x in dense]
 
     def _layer(self, conv: Conv, weight: Tensor, cin_S: Tensor, cout_S: Tensor) -> Activations:
         x = self.tensors[conv.source]

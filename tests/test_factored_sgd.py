@@ -1,12 +1,21 @@
 """FactoredSGD against plain autograd and torch.optim.SGD."""
 
+from math import prod
+
 import pytest
 import torch
 import torch.nn.functional as F
 from structures import random_genomes, space_of, tiny_space
 from torch import Tensor
 
-from engine.factored_sgd import FactoredSGD, delayed_bytes, parameter_bytes, step_bytes
+from engine.factored_sgd import (
+    FactoredSGD,
+    delayed_bytes,
+    exchanged_bytes,
+    gradient_shapes,
+    parameter_bytes,
+    step_bytes,
+)
 from engine.pruningnet import SHARED, PruningNet
 from engine.run.optimizer import SGD, Optimizer
 from engine.space import Space
@@ -214,3 +223,13 @@ def test_the_memory_of_a_step_has_room_for_what_autograd_keeps_of_the_middle_str
     assert logits.shape == (1, 4, 10)
     # The rest: copies of the weights, gradients, and what comes and goes.
     assert sum(kept.values()) <= step_bytes(space, batch=4, resolution=64) <= 3 * sum(kept.values())
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "resnet50"])
+def test_what_ranks_exchange_in_a_step_is_about_what_the_gradients_of_random_structures_take(name: str) -> None:
+    space = space_of(name, 1000)
+    with torch.device("meta"):
+        net = PruningNet(space, 1)
+    shapes = gradient_shapes(net, net.widths(random_genomes(space, 100)))
+    numbers = sum(prod(shape) for structure in shapes for shape in structure)
+    assert exchanged_bytes(space, 100) == pytest.approx(4 * numbers, rel=0.15)

@@ -140,7 +140,7 @@ def test_a_step_is_that_of_the_loss_written_out_structure_by_structure(recipe: S
     images, labels = batch(net.space.classes)
     genome_SG = recipe.structures_of(net.space, seed=1, device=CPU)(0)
 
-    loss = recipe.loss(optimizer.logits(images, genome_SG, shared=recipe.sandwich), labels, SMOOTHING)
+    loss = recipe.losses(optimizer.logits(images, genome_SG, shared=recipe.sandwich), labels, SMOOTHING).sum()
     expected = loss_by_hand(plain_net, recipe, genome_SG, images, labels)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     for found, step in ((loss, optimizer), (expected, plain)):
@@ -154,7 +154,7 @@ def test_the_largest_structure_learns_from_the_labels_alone_and_the_others_from_
     recipe = StepRecipe(3, sandwich=True, distill=True)
 
     def gradient(labels: Tensor) -> Tensor:
-        (found,) = torch.autograd.grad(recipe.loss(logits_SnT, labels, SMOOTHING), logits_SnT)
+        (found,) = torch.autograd.grad(recipe.losses(logits_SnT, labels, SMOOTHING).sum(), logits_SnT)
         return found
 
     first, second = gradient(torch.zeros(8).long()), gradient(torch.ones(8).long())

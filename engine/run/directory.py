@@ -18,6 +18,7 @@ import tomli_w
 
 from engine.errors import UserError
 from engine.files import write_atomically
+from engine.run import torchrun
 
 Config = TypeVar("Config")
 CONFIG = "config.toml"
@@ -53,7 +54,16 @@ def start_output(out: Path, options: Any, resolved: dict[str, Any]) -> None:
     given = {
         k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in FREE and v is not None
     }
-    write_atomically(out / CONFIG, tomli_w.dumps({"options": given, "resolved": _without_none(resolved)}))
+    config = {"options": given, "resolved": resolved, "launch": torchrun.launch_id()}
+    write_atomically(out / CONFIG, tomli_w.dumps(_without_none(config)))
+
+
+def continued(options: Config, out: Path) -> Config:
+    """The options, to resume what the same torchrun has begun: it starts all processes again when one has died."""
+    launch = torchrun.launch_id()
+    if launch is None or not (out / CONFIG).is_file() or read_config(out).get("launch") != launch:
+        return options
+    return dataclasses.replace(options, resume=True, overwrite=False)  # type: ignore[type-var]
 
 
 def read_config(out: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Several searches in turn, run by torchrun: each by ranks forked from those that have imported everything.
+"""Several commands in turn, run by torchrun: each by ranks forked from those that have imported everything.
 
-Takes a JSON list of searches: ``name``, ``ranks``, ``arguments``, and what is ``odd`` about rank 1.
-Writes what each rank printed to NAME.RANK, followed by its exit status.
+Takes a JSON list of plans: ``name``, ``command``, ``ranks``, ``arguments``, what is ``odd`` about rank 1, and a folder
+of ``scores`` to empty before. Writes what each rank printed to NAME.RANK, followed by its exit status.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import torch.distributed as dist
-import torch.fx.experimental.symbolic_shapes  # noqa: F401  the first checked op would import it, in every search
+import torch.fx.experimental.symbolic_shapes  # the first checked op would import it, in every search
+import with_ddp
 from torch import Tensor
 
-from engine import evolve
+from engine import evolve, metatrain
 from engine.data import Data
 from engine.population import Scores, ScoringImages
-from engine.run import ranks, scoring
+from engine.run import ranks, scoring, training
 from engine.run.command import run_command
 
 
@@ -56,25 +58,65 @@ def look_at_other_images() -> None:
     scoring.scoring_images = brighter
 
 
+def in_step(number: int, what: Callable[[training.Training], object]) -> None:
+    """Before a step of training, from 0, do something."""
+    do_step = training._step
+
+    def odd(training: training.Training, images: Tensor, labels: Tensor, step: int) -> float:
+        if step == number:
+            what(training)
+        return do_step(training, images, labels, step)
+
+    training._step = odd
+
+
+def flip_a_bit(which: training.Training) -> None:
+    classifier = dict(which.module.named_parameters())["classifier.weight"].data
+    classifier.view(torch.int32)[3, 1] ^= 1 << 20
+
+
+def see_no_checkpoint() -> None:
+    training.load_checkpoint = lambda root: None
+
+
+def fail(_: training.Training) -> NoReturn:
+    raise RuntimeError("a cable is loose")
+
+
 ODD: dict[str, Callable[[], object]] = {
     "": lambda: None,
     "images": look_at_other_images,
     "scoring": break_scoring,
     "death": die_in_the_third_generation,
+    "death in training": lambda: in_step(5, lambda _: os.kill(os.getpid(), signal.SIGKILL)),
+    "signal in training": lambda: in_step(5, lambda _: os.kill(os.getpid(), signal.SIGTERM)),
+    "failure in training": lambda: in_step(5, fail),
+    "no checkpoint": see_no_checkpoint,
+    "another bit": lambda: in_step(5, flip_a_bit),
 }
 
 
-def search(plan: dict[str, Any], rank: int, output: Path) -> int:
+COMMANDS: dict[str, Any] = {
+    "evolve": (evolve.main, evolve.Evolve, evolve.assist),
+    "metatrain": (metatrain.main, metatrain.Metatrain, metatrain.assist),
+}
+
+
+def run(plan: dict[str, Any], rank: int, output: Path) -> int:
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    # They all share the store of torchrun, each search under a name of its own.
+    # They all share the store of torchrun, each command under a name of its own.
     store, *_ = next(dist.rendezvous("env://"))
     met = (dist.PrefixStore(plan["name"], store), rank, plan["ranks"])
     dist.rendezvous = lambda *_, **__: iter([met])
+    os.environ |= {"WORLD_SIZE": str(plan["ranks"]), "LOCAL_WORLD_SIZE": str(plan["ranks"])}
     if rank == 1:
         ODD[plan["odd"]]()
-    return ranks.launch(lambda: run_command(evolve.main, evolve.Evolve, plan["arguments"]), evolve.assist)
+    if plan["command"] == "with_ddp":
+        with_ddp.compare(*met, output.with_name(f"{output.name}.json"))
+    main, config, assist = COMMANDS[plan["command"]]
+    return ranks.launch(lambda: run_command(main, config, plan["arguments"]), assist)
 
 
 def main(plans: Path) -> None:
@@ -82,13 +124,13 @@ def main(plans: Path) -> None:
     for plan in json.loads(plans.read_text()):
         if rank >= plan["ranks"]:
             continue
-        if rank == 0:
+        if rank == 0 and "scores" in plan:
             # Each search starts without the scores of the one before.
             shutil.rmtree(plan["scores"], ignore_errors=True)
         output = plans.with_name(f"{plan['name']}.{rank}")
         child = os.fork()
         if child == 0:
-            os._exit(search(plan, rank, output))
+            os._exit(run(plan, rank, output))
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         with output.open("a") as file:
             file.write(f"\n{status}")

@@ -1,10 +1,10 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from engine.errors import UserError
-from engine.run.directory import CONFIG, check_output, read_config, resumed_options, start_output
+from engine.run.directory import CONFIG, check_output, continued, read_config, resumed_options, start_output
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Example:
     device: str = "auto"
     cache: Path | None = None
     resume: bool = False
+    overwrite: bool = False
 
 
 def started(out: Path, options: Example | None = None) -> Path:
@@ -74,6 +75,26 @@ def test_starting_a_run_empties_its_folder_and_writes_down_what_was_asked_for(tm
         "options": {"data": "a/b", "lr": 0.5},
         "resolved": {"batch": 64, "mean": [0.5, 1.0]},
     }
+
+
+@pytest.mark.parametrize(
+    ("started_by", "continues"),
+    [(("a", "7"), True), (("b", "7"), False), (("none", "7"), False), ((None, None), False)],
+)
+def test_what_the_same_torchrun_has_begun_is_resumed_when_it_starts_processes_again(
+    started_by: tuple[str | None, str | None], continues: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def under(launch: str | None, size: str | None) -> None:
+        for name, value in {"RANK": "0", "WORLD_SIZE": size or "1", "TORCHELASTIC_RUN_ID": launch or ""}.items():
+            monkeypatch.setenv(name, value)
+
+    given = Example(data=Path("a/b"), overwrite=True)
+    under(*started_by)
+    assert continued(given, tmp_path / "run") == given, "there is nothing yet"
+    start_output(tmp_path / "run", given, {})
+    under("a", "7")
+    expected = replace(given, resume=True, overwrite=False) if continues else given
+    assert continued(given, tmp_path / "run") == expected
 
 
 @pytest.mark.parametrize(
