@@ -64,9 +64,7 @@ class StepRecipe:
     def check_processes(self, processes: int) -> None:
         """Raise `UserError` if so many processes cannot share a step."""
         if processes > 1 and self.sandwich:
-            raise UserError(
-                "--sandwich: all structures of a step see the same images, in one process; leave out torchrun"
-            )
+            raise UserError("--sandwich: all structures of a step see the same images, in one process")
         if self.structures % processes:
             raise UserError(
                 f"--structures {self.structures}: they are split among {processes} processes evenly; "

@@ -56,21 +56,14 @@ def _declare(
     returns: str,
     reference: Callable[..., Any],
     fake: Callable[..., Any],
-    differentiable: Sequence[str] = (),
 ) -> None:
-    """Define `name` in both namespaces, with the reference as the kernel of every device that has no other.
-
-    Where `differentiable` names arguments, their gradient is that of the reference
-    (`_differentiate_reference`).
-    """
+    """Define `name` in both namespaces, with the reference as the kernel of every device that has no other."""
 
     def checked_fake(*args: Any) -> Any:
         getattr(checks, name)(*args)
         return fake(*args)
 
     _define(name, f"({arguments}) -> {returns}", reference, checked_fake)
-    if differentiable:
-        _differentiate_reference(name, arguments, reference, differentiable)
 
 
 def _define(name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -130,45 +123,6 @@ def _differentiable_in(namespace: str, name: str, gradient: Callable[..., list[A
     LIBRARIES[namespace].impl(name, forward, "Autograd")
 
 
-def _differentiate_reference(
-    name: str, arguments: str, reference: Callable[..., Any], differentiable: Sequence[str]
-) -> None:
-    """Make the gradient of `name` that of its reference, run again under autograd.
-
-    Declares `<name>_backward(Tensor?[] grads, <arguments of name>) -> Tensor[]`: the gradients of those
-    arguments named by `differentiable` that are not None, in the order of the schema.
-    """
-    names = [a.name for a in torch._C.parse_schema(f"{name}({arguments}) -> ()").arguments]
-
-    def leaves(args: tuple[Any, ...]) -> dict[int, Tensor]:
-        return {i: args[i] for i, a in enumerate(names) if a in differentiable and args[i] is not None}
-
-    def vector_jacobian_product(grads: list[Tensor | None], *args: Any) -> list[Tensor]:
-        inputs = {i: tensor.detach().requires_grad_() for i, tensor in leaves(args).items()}
-        with torch.enable_grad():
-            outputs = reference(*(inputs.get(i, a) for i, a in enumerate(args)))
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
-        return list(
-            torch.autograd.grad(
-                [y for y, _ in pairs], list(inputs.values()), [g for _, g in pairs], materialize_grads=True
-            )
-        )
-
-    def gradient(namespace: str, inputs: tuple[Any, ...], grads: tuple[Any, ...]) -> list[Any]:
-        found = overload(namespace, f"{name}_backward")(list(grads), *inputs)
-        by_position = dict(zip(leaves(inputs), found, strict=True))
-        return [by_position.get(i) for i in range(len(inputs))]
-
-    _define(
-        f"{name}_backward",
-        f"(Tensor?[] grads, {arguments}) -> Tensor[]",
-        vector_jacobian_product,
-        lambda grads, *args: [torch.empty_like(tensor) for tensor in leaves(args).values()],
-    )
-    _differentiate(name, gradient)
-
-
 def _generate_weights_fake(basis: Tensor, bias: Tensor, codes: Tensor, *rest: Any) -> Tensor:
     o, i, taps, _ = basis.shape
     return basis.new_empty(codes.shape[0], weight_slot(i, o, isqrt(taps), basis.dtype, depthwise=rest[2]))
@@ -208,6 +162,17 @@ def _activations_and_sums(
     return x.new_empty(count, slot), x.new_empty(sums, dtype=torch.float64)
 
 
+def _like(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """Tensors like these, empty for None."""
+    return tuple(x.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in tensors)
+
+
+def _placed(positions: Sequence[int], gradients: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
+    """The gradient of every input: those at `positions` where they are needed, None elsewhere."""
+    by_position = dict(zip(positions, gradients, strict=True))
+    return [by_position.get(i) if need else None for i, need in enumerate(needed)]
+
+
 def _ragged_conv_fake(x: Tensor, weight: Tensor, cin: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     image, kernel, stride, _, max_cout, *_, statistics = rest[3:]
     slot = activation_slot(output_image(image, kernel, stride), max_cout)
@@ -230,8 +195,7 @@ def _ragged_conv_backward_fake(
     grad_y: Tensor | None, grad_sums: Tensor | None, y: Tensor, x: Tensor, weight: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     *_, input_scale, input_shift, _, needs_x = rest
-    wanted = (x, weight, input_scale, input_shift) if needs_x else (None, weight, None, None)
-    return tuple(x.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in wanted)
+    return _like(x, x, weight, input_scale, input_shift) if needs_x else _like(x, None, weight, None, None)
 
 
 _declare(
@@ -248,18 +212,15 @@ _declare(
 def _ragged_conv_gradient(
     namespace: str, inputs: tuple[Any, ...], results: Sequence[Tensor], grads: tuple[Any, ...], needed: Sequence[bool]
 ) -> list[Any]:
-    x, weight, *rest = inputs
-    epilogue, prologue = rest[9:14], rest[14:17]
+    bare, epilogue, prologue = inputs[:11], inputs[11:16], inputs[16:19]
     torch._check(
-        epilogue == [None, None, "none", None, None],
+        epilogue == (None, None, "none", None, None),
         lambda: "ragged_conv has a gradient only without scale, shift, activation and shortcut",
     )
-    grad_y, grad_sums = (None if grad is None else grad.contiguous() for grad in grads)
-    needs_x = any(needed[i] for i in (0, 16, 17))
-    backward = overload(namespace, "ragged_conv_backward")
-    d_x, d_weight, *d_prologue = backward(grad_y, grad_sums, *results, x, weight, *rest[:9], *prologue, needs_x)
-    gradients = {0: d_x, 1: d_weight, 16: d_prologue[0], 17: d_prologue[1]}
-    return [gradients[i] if i in gradients and needed[i] else None for i in range(len(inputs))]
+    given = (None if grad is None else grad.contiguous() for grad in grads)
+    needs_x = needed[0] or needed[16] or needed[17]
+    found = overload(namespace, "ragged_conv_backward")(*given, *results, *bare, *prologue, needs_x)
+    return _placed((0, 1, 16, 17), found, needed)
 
 
 _register_backward("ragged_conv", _ragged_conv_gradient, outputs=1)
@@ -280,17 +241,6 @@ _declare(
     ragged_depthwise_reference,
     _ragged_depthwise_fake,
 )
-
-
-def _like(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """Tensors like these, empty for None."""
-    return tuple(x.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in tensors)
-
-
-def _placed(positions: Sequence[int], gradients: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
-    """The gradient of every input: those at `positions` where they are needed, None elsewhere."""
-    by_position = dict(zip(positions, gradients, strict=True))
-    return [by_position.get(i) if need else None for i, need in enumerate(needed)]
 
 
 def _ragged_depthwise_backward_fake(

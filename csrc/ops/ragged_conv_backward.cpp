@@ -12,29 +12,15 @@
 #include "buffers.h"
 #include "convolution_gradient.h"
 #include "items.h"
+#include "readers.h"
 
 namespace metaprune {
 namespace {
 
 using Image = std::vector<std::int64_t>;
 
-// The first subnetwork that reads each slot, -1 if none does. Those that read the same one must agree in
-// `widths`.
-std::vector<std::int64_t> first_readers(const std::int32_t* source, std::int64_t S, std::int64_t slots,
-                                        const char* name, const std::int32_t* widths) {
-    std::vector<std::int64_t> first(static_cast<std::size_t>(slots), -1);
-    for (std::int64_t s = 0; s < S; ++s) {
-        std::int64_t& reader = first[static_cast<std::size_t>(source[s])];
-        if (reader < 0) reader = s;
-        STD_TORCH_CHECK(widths[s] == widths[reader], name, "[", s, "] is ", widths[s], ", but ",
-                        widths[reader], " where the same slot is read");
-    }
-    return first;
-}
-
 template <typename T>
-std::vector<GradientItem> items_of(const ConvolutionGradient<T>& args,
-                                   const std::vector<std::int64_t>& reader) {
+std::vector<GradientItem> items_of(const ConvolutionGradient<T>& args, const Readers& readers) {
     std::vector<GradientItem> items;
     const auto end = [&](std::int64_t g, std::int64_t group) {
         return (g + 1) * group < args.N ? (g + 1) * group : args.N;
@@ -49,7 +35,7 @@ std::vector<GradientItem> items_of(const ConvolutionGradient<T>& args,
         }
     }
     for (std::int64_t slot = 0; slot < args.slots && (args.cut.together || args.grad_x != nullptr); ++slot) {
-        const std::int64_t s = reader[static_cast<std::size_t>(slot)];
+        const std::int64_t s = readers.any(slot);
         if (s < 0) continue;
         const std::int64_t last = args.cut.together ? args.cin[s] : 0;
         for (std::int64_t g = 0; g < args.groups(input_group); ++g) {
@@ -76,11 +62,11 @@ void clear_behind(const Tensor& tensor, std::int64_t slot, std::int64_t front) {
 // The gradients of input_shift (row 0) or input_scale (row 1): the sums of all groups, in order.
 template <typename T>
 Tensor add_sums(const ConvolutionGradient<T>& args, const Tensor& like, std::int64_t row,
-                const std::vector<std::int64_t>& reader) {
+                const Readers& readers) {
     const Tensor total = torch::stable::new_zeros(like, {args.slots, args.max_cin}, ScalarType::Float);
     const std::int64_t groups = args.groups(args.cut.input_group);
     for (std::int64_t slot = 0; slot < args.slots; ++slot) {
-        if (reader[static_cast<std::size_t>(slot)] < 0) continue;
+        if (readers.any(slot) < 0) continue;
         float* to = mutable_data<float>(total) + slot * args.max_cin;
         for (std::int64_t c = 0; c < args.max_cin; ++c) {
             double sum = 0.0;
@@ -111,9 +97,7 @@ Gradients ragged_conv_backward_cpu(const std::optional<Tensor>& grad_y,
         args.N = image[0];
         args.H = image[1];
         args.W = image[2];
-        constexpr std::int64_t kLimit = 1 << 15;
-        STD_TORCH_CHECK(kernel >= 1 && kernel <= kLimit && stride >= 1 && stride <= kLimit,
-                        "kernel and stride must be 1..", kLimit);
+        expect_window(kernel, stride);
         STD_TORCH_CHECK(max_cout >= 1 && max_cout <= (1 << 24), "channels must be 1..", 1 << 24);
         args.kernel = kernel;
         args.stride = stride;
@@ -126,9 +110,9 @@ Gradients ragged_conv_backward_cpu(const std::optional<Tensor>& grad_y,
         args.source = expect_slots("source", source, args.S, args.slots);
         const std::int64_t weight_slots = expect_buffer("weight", weight, dtype, args.weight_slot());
         args.weight_source = expect_slots("weight_source", weight_source, args.S, weight_slots);
-        const auto reader = first_readers(args.source, args.S, args.slots, "cin", args.cin);
-        const auto weight_reader = first_readers(args.weight_source, args.S, weight_slots, "cin", args.cin);
-        first_readers(args.weight_source, args.S, weight_slots, "cout", args.cout);
+        const Readers readers = readers_of(args.source, args.S, args.slots, "cin", args.cin);
+        const Readers weight_readers = readers_of(args.weight_source, args.S, weight_slots, "cin", args.cin);
+        static_cast<void>(readers_of(args.weight_source, args.S, weight_slots, "cout", args.cout));
         const std::int64_t out_slot = args.N * args.out_H * args.out_W * round_up(max_cout, 8);
         expect("y", y, dtype, {args.S, out_slot});
         args.x = data<T>(x);
@@ -168,14 +152,12 @@ Gradients ragged_conv_backward_cpu(const std::optional<Tensor>& grad_y,
             const std::int64_t panels = round_up(max_cin, kPanel) / kPanel;
             for_each_item(weight_slots * panels, [&](std::int64_t begin, std::int64_t end) {
                 for (std::int64_t i = begin; i < end; ++i) {
-                    const std::int64_t s = weight_reader[static_cast<std::size_t>(i / panels)];
+                    const std::int64_t s = weight_readers.any(i / panels);
                     if (s >= 0 && i % panels * kPanel < args.cin[s])
                         turn_weights(isa, args, i / panels, s, i % panels);
                 }
             });
-            for (std::int64_t slot = 0; slot < args.slots; ++slot) {
-                if (reader[static_cast<std::size_t>(slot)] < 0) clear_behind<T>(grad_x, slot, 0);
-            }
+            clear_unread(args.grad_x, x.size(1), readers);
         }
         if (needs_x && input_scale) {
             const std::int64_t groups = args.groups(args.cut.input_group);
@@ -191,7 +173,7 @@ Gradients ragged_conv_backward_cpu(const std::optional<Tensor>& grad_y,
         const Tensor parts = new_buffer(floats, {floats_of_parts});
         args.parts = mutable_data<float>(parts);
         args.part_of = part_of.data();
-        const std::vector<GradientItem> items = items_of(args, reader);
+        const std::vector<GradientItem> items = items_of(args, readers);
         for_each_item(static_cast<std::int64_t>(items.size()), [&](std::int64_t begin, std::int64_t end) {
             for (std::int64_t i = begin; i < end; ++i)
                 run_gradient(isa, args, items[static_cast<std::size_t>(i)]);
@@ -202,17 +184,17 @@ Gradients ragged_conv_backward_cpu(const std::optional<Tensor>& grad_y,
         const std::int64_t panels = round_up(max_cin, kPanel) / kPanel;
         for_each_item(weight_slots * panels, [&](std::int64_t begin, std::int64_t end) {
             for (std::int64_t i = begin; i < end; ++i) {
-                const std::int64_t slot = i / panels, s = weight_reader[static_cast<std::size_t>(slot)];
+                const std::int64_t slot = i / panels, s = weight_readers.any(slot);
                 if (s >= 0 && i % panels * kPanel < args.cin[s]) add_parts(isa, args, slot, s, i % panels);
             }
         });
         for (std::int64_t slot = 0; slot < weight_slots; ++slot) {
-            const std::int64_t s = weight_reader[static_cast<std::size_t>(slot)];
+            const std::int64_t s = weight_readers.any(slot);
             clear_behind<T>(grad_weight, slot, s < 0 ? 0 : front(args, s));
         }
         if (args.sums == nullptr) return {grad_x, grad_weight, none, none};
-        return {grad_x, grad_weight, add_sums(args, *input_scale, 1, reader),
-                add_sums(args, *input_shift, 0, reader)};
+        return {grad_x, grad_weight, add_sums(args, *input_scale, 1, readers),
+                add_sums(args, *input_shift, 0, readers)};
     });
 }
 

@@ -16,6 +16,8 @@ struct Readers {
 
     std::int64_t slots() const { return static_cast<std::int64_t>(first.size()) - 1; }
     std::int64_t count(std::int64_t slot) const { return first[slot + 1] - first[slot]; }
+    // The first reader of a slot, -1 if it has none.
+    std::int64_t any(std::int64_t slot) const { return count(slot) == 0 ? -1 : readers[first[slot]]; }
 };
 
 // source [S] names the slot of each subnetwork. Readers of one slot must have the same of `channels` [S].

@@ -350,5 +350,5 @@ def test_the_compiled_kernel_refuses_readers_of_one_slot_that_differ(position: i
         pytest.skip(reason)
     args = arguments(torch.float32, [8, 8], [16, 16], (2, 4, 3))
     args[position] = int32([8, 8, 7])
-    with pytest.raises(RuntimeError, match=rf"{name}\[2\] is 7, but 8 where the same slot is read"):
+    with pytest.raises(RuntimeError, match=rf"{name}\[2\] is 7; that of subnetwork 1, which reads the same slot, is 8"):
         torch.ops.metaprune.ragged_conv_backward(*args)
