@@ -137,7 +137,7 @@ def generate_weights_backward(
     grad: Tensor, basis: Tensor, codes: Tensor, cin: Tensor, cout: Tensor, depthwise: bool
 ) -> None:
     o, i, taps, _ = basis.shape
-    _buffer("grad", grad, weight_slot(i, o, isqrt(taps), basis.dtype, depthwise), basis)
+    _buffer("grad", grad, weight_slot(i, o, isqrt(taps), basis.dtype, depthwise, basis.device), basis)
     generate_weights(basis, basis.new_empty(o, i, taps), codes, cin, cout, depthwise)
 
 
@@ -167,7 +167,7 @@ def ragged_conv(
     _activations(x, image, max_cin)
     s = _count(cout, "cout")
     _indices(x, s, cin=cin, cout=cout, source=source, weight_source=weight_source)
-    _buffer("weight", weight, weight_slot(max_cin, max_cout, kernel, x.dtype), x)
+    _buffer("weight", weight, weight_slot(max_cin, max_cout, kernel, x.dtype, device=x.device), x)
     _per_channel(x, (s, max_cout), "S, max channels", scale=scale, shift=shift)
     _shortcut(x, activation_slot(output_image(image, kernel, stride), max_cout), s, shortcut, shortcut_source)
     _prologue(x, max_cin, input_scale, input_shift, input_activation)
@@ -298,7 +298,8 @@ def fused_block(
         _window(kernel, strides[j], activations[j])
         _check(max_width >= 1, lambda: f"max_widths must be at least 1, got {list(max_widths)}")
         _indices(x, s, **{f"weight_sources[{j}]": weight_sources[j], f"widths[{j}]": widths[j]})
-        _buffer(f"weights[{j}]", weight, weight_slot(max_cin, max_width, kernel, x.dtype, depthwise[j]), x)
+        slot = weight_slot(max_cin, max_width, kernel, x.dtype, depthwise[j], x.device)
+        _buffer(f"weights[{j}]", weight, slot, x)
         _per_channel(x, (s, max_width), "S, max channels", **{f"scales[{j}]": scales[j], f"shifts[{j}]": shifts[j]})
         max_cin = max_width
     out_image = chained_image(image, kernels, strides)

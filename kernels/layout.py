@@ -10,8 +10,10 @@ front of a slot as one dense block, whose size follows from its own channel coun
 What lies behind the front is unspecified and never read.
 
 Dense weights are panels of 16 output channels. A row of a panel is sixteen words, one for each of its output
-channels, and a word holds p input channels: 2 in bfloat16, 1 in wider dtypes. Weight (o, i, k) lies at
+channels, and a word holds p input channels: 2 in bfloat16 on the CPU, otherwise 1. Weight (o, i, k) lies at
 `[o // 16, k, i // p, o % 16, i % p]`, so that one register of weights is multiplied by one word of the input.
+A GPU multiplies from shared memory, where pairs of input channels would have to be copied four bytes at a time
+(`kernels/ragged_conv/README.md`): a buffer of weights is read on the device that packed it.
 
 Legend: S subnetworks, N images, C or I channels in, O channels out, H W size, K = kernel² taps.
 """
@@ -25,6 +27,7 @@ from torch.nn import functional
 
 CHANNEL_MULTIPLE = 8
 PANEL = 16
+CPU = torch.device("cpu")
 
 Image = Sequence[int]
 """(N, H, W): images in the batch, height and width in pixels."""
@@ -59,17 +62,24 @@ def activation_slot(image: Image, max_channels: int) -> int:
     return n * height * width * round_up(max_channels)
 
 
-def channels_per_word(dtype: torch.dtype) -> int:
+def channels_per_word(dtype: torch.dtype, device: torch.device) -> int:
     """Input channels that share one word of a row of dense weights: p in the layout above."""
-    return 2 if dtype.itemsize == 2 else 1
+    return 2 if dtype.itemsize == 2 and device.type == "cpu" else 1
 
 
-def weight_slot(max_cin: int, max_cout: int, kernel: int, dtype: torch.dtype, depthwise: bool = False) -> int:
+def weight_slot(
+    max_cin: int,
+    max_cout: int,
+    kernel: int,
+    dtype: torch.dtype,
+    depthwise: bool = False,
+    device: torch.device = CPU,
+) -> int:
     """Elements of one weight slot: ceil(O/16) · K · ceil(I/p) · 16 · p, or K · round_up(O, 8) if depthwise."""
     taps = kernel * kernel
     if depthwise:
         return taps * round_up(max_cout)
-    return round_up(max_cout, PANEL) * taps * round_up(max_cin, channels_per_word(dtype))
+    return round_up(max_cout, PANEL) * taps * round_up(max_cin, channels_per_word(dtype, device))
 
 
 def view_activations(slot: Tensor, image: Image, channels: int) -> Tensor:
@@ -84,13 +94,13 @@ def _weight_front(slot: Tensor, cin: int, cout: int, kernel: int, depthwise: boo
 
     `[panels, 16, words, p, kh, kw]`, or `[round_up(C_s, 8), 1, 1, 1, kh, kw]` if depthwise.
     """
-    size = weight_slot(cin, cout, kernel, slot.dtype, depthwise)
+    size = weight_slot(cin, cout, kernel, slot.dtype, depthwise, slot.device)
     if size > len(slot):
         raise RuntimeError(f"a crop of {cout} × {cin} channels has {size} numbers, its slot {len(slot)}")
     front = slot[:size]
     if depthwise:
         return front.view(kernel, kernel, -1, 1, 1, 1).permute(2, 3, 4, 5, 0, 1)
-    p = channels_per_word(slot.dtype)
+    p = channels_per_word(slot.dtype, slot.device)
     return front.view(-1, kernel, kernel, round_up(cin, p) // p, PANEL, p).permute(0, 4, 3, 5, 1, 2)
 
 
@@ -162,7 +172,8 @@ def pack_weights(weights: Sequence[Tensor], max_cin: int, max_cout: int, depthwi
     Depthwise weights are `[C_s, 1, kh, kw]`, C_s at most `max_cout`.
     """
     kernel, dtype = weights[0].shape[-1], weights[0].dtype
-    buffer = weights[0].new_zeros(len(weights), weight_slot(max_cin, max_cout, kernel, dtype, depthwise))
+    slot_size = weight_slot(max_cin, max_cout, kernel, dtype, depthwise, weights[0].device)
+    buffer = weights[0].new_zeros(len(weights), slot_size)
     for slot, dense in zip(buffer.unbind(0), weights, strict=True):
         write_weights(slot, dense, depthwise)
     return buffer

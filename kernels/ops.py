@@ -125,7 +125,8 @@ def _differentiable_in(namespace: str, name: str, gradient: Callable[..., list[A
 
 def _generate_weights_fake(basis: Tensor, bias: Tensor, codes: Tensor, *rest: Any) -> Tensor:
     o, i, taps, _ = basis.shape
-    return basis.new_empty(codes.shape[0], weight_slot(i, o, isqrt(taps), basis.dtype, depthwise=rest[2]))
+    slot = weight_slot(i, o, isqrt(taps), basis.dtype, rest[2], basis.device)
+    return basis.new_empty(codes.shape[0], slot)
 
 
 def _generate_weights_backward_fake(grad: Tensor, basis: Tensor, codes: Tensor, *rest: Any) -> tuple[Tensor, ...]:

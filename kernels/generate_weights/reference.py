@@ -28,7 +28,8 @@ def generate_weights_reference(
     """
     max_cout, max_cin, taps, hidden = basis.shape
     kernel, dtype = isqrt(taps), compute_dtype(basis.dtype)
-    weight = basis.new_empty(codes.shape[0], weight_slot(max_cin, max_cout, kernel, basis.dtype, depthwise))
+    slot = weight_slot(max_cin, max_cout, kernel, basis.dtype, depthwise, basis.device)
+    weight = basis.new_empty(codes.shape[0], slot)
     for s, (o, i) in enumerate(crops(cin, cout, basis, depthwise)):
         rows = basis[:o].to(dtype).view(o * max_cin * taps, hidden)
         dense = torch.mv(rows, codes[s].to(dtype)).view(o, max_cin, taps) + bias[:o]

@@ -68,6 +68,12 @@ def test_a_dense_weight_lies_in_the_panel_of_its_output_channel(dtype: torch.dty
     assert slot[front:].isnan().all()
 
 
+def test_a_word_of_weights_on_a_gpu_is_one_channel() -> None:
+    slot = torch.empty(2 * 9 * 5 * 16, dtype=torch.bfloat16, device="meta")
+    assert kernels.weight_slot(5, 21, 3, slot.dtype, device=slot.device) == len(slot)
+    assert read_weights(slot, 5, 21, 3).shape == (21, 5, 3, 3)
+
+
 def test_a_depthwise_weight_lies_in_the_row_of_its_tap() -> None:
     dense = torch.randn(11, 1, 3, 3)
     slot = torch.full((9 * 16,), NAN)
