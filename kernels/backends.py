@@ -22,7 +22,8 @@ from kernels.ops import NAMESPACE, OPS, REFERENCE_NAMESPACE, overload
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 CHOICES = ("auto", *BACKENDS)
-CPU_DTYPES = (torch.float32, torch.bfloat16)
+KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+OLDEST_GPU = (8, 0)
 REBUILD = "pip install --no-build-isolation -e ."
 
 _choice = "auto"
@@ -114,9 +115,32 @@ def why_not(op: str, backend: str) -> str:
         return "" if _has_kernel(op, "CPU") else "this op has no C++ kernel yet"
     if not torch.cuda.is_available():
         return "no GPU"
+    module = _triton_module(op)
+    if backend == "triton" and module:
+        return _register_triton(op, module)
+    return "" if not module and _has_kernel(op, "CUDA") else f"this op has no {backend} kernel yet"
+
+
+def _triton_module(op: str) -> str:
+    """The module of the op's Triton kernel, or nothing if there is none."""
     # The trailing underscore of an op in place is not part of its stem.
-    written_in = "triton" if importlib.util.find_spec(f"kernels.{op.rstrip('_')}.triton") else "cuda"
-    return "" if written_in == backend and _has_kernel(op, "CUDA") else f"this op has no {backend} kernel yet"
+    module = f"kernels.{op.rstrip('_')}.triton"
+    return module if importlib.util.find_spec(module) else ""
+
+
+def _register_triton(op: str, module: str) -> str:
+    """Make the op's Triton kernel that of CUDA tensors; why that cannot be, or nothing."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; pip install triton"
+    if torch.cuda.get_device_capability() < OLDEST_GPU:
+        return "the Triton kernels need a GPU of compute capability {}.{}".format(*OLDEST_GPU)
+    try:
+        launch = getattr(importlib.import_module(module), f"{op}_triton")
+    except ImportError as error:
+        return f"Triton does not load ({error})"
+    if not _has_kernel(op, "CUDA"):
+        torch.library.impl(f"{NAMESPACE}::{op}", "cuda", launch)
+    return ""
 
 
 def _has_kernel(op: str, dispatch_key: str) -> bool:
@@ -128,6 +152,6 @@ def _why_not_on(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
         return ""
     if (backend == "cpu") != (device == "cpu"):
         return f"it does not run on {device} tensors"
-    if backend == "cpu" and dtype not in CPU_DTYPES:
-        return f"it computes {' and '.join(map(str, CPU_DTYPES))}"
+    if dtype not in KERNEL_DTYPES:
+        return f"it computes {' and '.join(map(str, KERNEL_DTYPES))}"
     return why_not(op, backend)

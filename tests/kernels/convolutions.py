@@ -10,6 +10,7 @@ from ragged import (
     activate,
     images,
     int32,
+    kernel_sizes,
     limits,
     poisoned_activations,
     poisoned_channels,
@@ -130,7 +131,7 @@ def convolutions(draw: st.DrawFn, depthwise: bool) -> Case:
     count, slots = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     max_cin = draw(limits)
     max_cout = max_cin if depthwise else draw(limits)
-    kernel, stride, image = draw(st.sampled_from([1, 3, 5, 7])), draw(st.integers(1, 3)), draw(images())
+    kernel, stride, image = draw(kernel_sizes), draw(st.integers(1, 3)), draw(images())
     channels = draw(widths(slots, max_cin))
     source = draw(st.lists(st.integers(0, slots - 1), min_size=count, max_size=count))
     cin = [channels[slot] for slot in source]
@@ -172,7 +173,7 @@ def blocks(draw: st.DrawFn) -> list[Case]:
         depthwise = draw(st.booleans())
         max_cout = max_cin if depthwise else draw(limits)
         cout = cin if depthwise else draw(widths(count, max_cout))
-        kernel, stride = draw(st.sampled_from([1, 3, 5, 7])), draw(st.integers(1, 3))
+        kernel, stride = draw(kernel_sizes), draw(st.integers(1, 3))
         weights, weight_source = draw(dense_weights(cin, cout, kernel, depthwise))
         case = Case(
             depthwise=depthwise,

@@ -1,7 +1,9 @@
 """Random ragged batches, and buffers with NaN wherever nothing may be read."""
 
+import os
 from collections.abc import Callable, Sequence
 from math import isfinite
+from typing import Any
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -13,8 +15,14 @@ from kernels.layout import Image, activation_slot, view_activations, weight_slot
 NAN = float("nan")
 DTYPES = [torch.float32, torch.bfloat16]
 ACTIVATIONS = ["none", "relu", "relu6"]
+# Triton's interpreter is thousands of times slower than a kernel: fewer and smaller examples for it.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+LARGEST_SIDE = 7 if INTERPRETED else 12
+kernel_sizes = st.sampled_from([1, 3, 5] if INTERPRETED else [1, 3, 5, 7])
 # The fixture `kernel` is the same for all examples of a test, as it should be.
-one_kernel_for_all_examples = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+one_kernel_for_all_examples = settings(
+    max_examples=6 if INTERPRETED else 20, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 # Most channels of a layer: the least, whole and broken registers and panels of weights, primes, and a wide one.
 limits = st.sampled_from([1, 2, 7, 8, 9, 16, 17, 24, 31, 33, 40, 70]) | st.integers(1, 40)
@@ -34,7 +42,14 @@ def widths(draw: st.DrawFn, count: int, limit: int) -> list[int]:
 @st.composite
 def images(draw: st.DrawFn) -> tuple[int, int, int]:
     """(N, H, W) from 1 × 1 pixel up."""
-    return draw(st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12)))
+    return draw(st.tuples(st.integers(1, 3), st.integers(1, LARGEST_SIDE), st.integers(1, LARGEST_SIDE)))
+
+
+def moved(value: Any, device: str) -> Any:
+    """Tensors, and those in lists and tuples, on another device; whatever else it is, as it is."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(moved(item, device) for item in value)
+    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def random_activations(channels: Sequence[int], image: Image, dtype: torch.dtype) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """Which backend runs an op, and what is said when it cannot."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -21,10 +22,13 @@ def arguments() -> tuple[torch.Tensor, ...]:
     return torch.ones(3, 2, 1, 4), torch.zeros(3, 2, 1), torch.ones(2, 4), widths, widths
 
 
-def without_extension(code: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"METAPRUNE_NO_EXTENSION": "1"}
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def without_extension(code: str) -> subprocess.CompletedProcess[str]:
+    return run(code, METAPRUNE_NO_EXTENSION="1")
 
 
 def test_the_report_has_one_line_for_every_op_and_backend() -> None:
@@ -105,6 +109,41 @@ def test_everything_runs_without_the_extension() -> None:
     )
     done = without_extension(code)
     assert done.stdout.splitlines() == ["4.0 reference", "switched off by METAPRUNE_NO_EXTENSION=1"], done.stderr
+
+
+# Triton's kernels are registered, not run: that needs no GPU.
+AS_IF_ON_A_GPU = (
+    "import torch, kernels; from kernels import backends as b;"
+    "torch.cuda.is_available = lambda: True; torch.cuda.get_device_capability = lambda: {capability};"
+)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_tensors_on_a_gpu_take_the_triton_kernels() -> None:
+    code = (
+        AS_IF_ON_A_GPU.format(capability=(9, 0))
+        + "print(*(op for op in b.OPS if b.chosen(op, 'cuda') == 'triton'));"
+        + "print(b.chosen('ragged_conv', 'cuda', torch.float64), b.why_not('update_generators_', 'triton'))"
+    )
+    expected = [" ".join(op for op in OPS if op != "update_generators_"), "reference this op has no triton kernel yet"]
+    assert run(code).stdout.splitlines() == expected
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_a_gpu_that_is_too_old_says_so_and_takes_the_reference() -> None:
+    code = (
+        AS_IF_ON_A_GPU.format(capability=(7, 5))
+        + "print(b.chosen('ragged_conv', 'cuda')); print(b.why_not('ragged_conv', 'triton'))"
+    )
+    assert run(code).stdout.splitlines() == ["reference", "the Triton kernels need a GPU of compute capability 8.0"]
+
+
+def test_a_gpu_without_triton_takes_the_reference_and_says_why() -> None:
+    code = "import sys; sys.modules['triton'] = None;" + AS_IF_ON_A_GPU.format(capability=(9, 0))
+    code += "print(b.chosen('ragged_conv', 'cuda')); print(b.why_not('ragged_conv', 'triton'))"
+    chosen, reason = run(code).stdout.splitlines()
+    assert chosen == "reference"
+    assert "Triton" in reason
 
 
 def test_a_forced_compiled_kernel_fails_without_the_extension() -> None:

@@ -10,6 +10,7 @@ from ragged import (
     DTYPES,
     images,
     int32,
+    kernel_sizes,
     limits,
     one_kernel_for_all_examples,
     poisoned_activations,
@@ -31,7 +32,7 @@ OP = "ragged_max_pool"
     data=st.data(),
     image=images(),
     limit=limits,
-    window=st.sampled_from([1, 3, 5, 7]),
+    window=kernel_sizes,
     stride=st.integers(1, 3),
     dtype=st.sampled_from(DTYPES),
 )

@@ -1,0 +1,67 @@
+"""The sizes of the tiles a kernel works in: chosen once for an op, a dtype, widths and a GPU, never by timing.
+
+They may depend on nothing else. The order in which numbers are added depends on the tile, and a subnetwork's
+result must be the same bits whatever is computed beside it: so not on the number of images or subnetworks.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+
+
+@dataclass(frozen=True)
+class Tile:
+    """`rows` of pixels by `columns` of channels out, `depth` channels in at a time."""
+
+    rows: int
+    columns: int
+    depth: int = 16
+    warps: int = 4
+    stages: int = 1
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a launch takes besides the arguments of its kernel."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+# Under the interpreter time goes by the number of operations, whatever their size.
+INTERPRETED = Tile(rows=64, columns=32, depth=32)
+FIXED = {
+    "generate_weights": Tile(rows=64, columns=16),
+    "sums": Tile(rows=32, columns=64),
+    "average_pool": Tile(rows=16, columns=128),
+    "score_logits": Tile(rows=32, columns=32, depth=16, stages=2),
+    "ragged_depthwise": Tile(rows=32, columns=64),
+    "ragged_normalise": Tile(rows=64, columns=64),
+    "ragged_max_pool": Tile(rows=32, columns=64),
+}
+
+
+def tile(op: str, dtype: torch.dtype, max_cin: int = 1, max_cout: int = 1, prologue: bool = False) -> Tile:
+    """The tile of an op on the current GPU; a small one under Triton's interpreter."""
+    if triton.knobs.runtime.interpret:
+        return INTERPRETED
+    if op in FIXED:
+        return FIXED[op]
+    return _convolution(dtype, max_cin, max_cout, prologue)
+
+
+def _convolution(dtype: torch.dtype, max_cin: int, max_cout: int, prologue: bool) -> Tile:
+    """128 pixels by up to 128 channels; in float32, which has no tensor cores, a quarter of that."""
+    if dtype == torch.float32:
+        return Tile(rows=64, columns=_between(16, max_cout, 64), depth=16, warps=4, stages=3)
+    columns, depth = _between(16, max_cout, 128), _between(16, max_cin, 32 if prologue else 64)
+    return Tile(rows=128, columns=columns, depth=depth, warps=8 if columns >= 64 else 4, stages=3)
+
+
+def _between(least: int, width: int, most: int) -> int:
+    return min(max(triton.next_power_of_2(width), least), most)
+
+
+def product_precision(dtype: torch.dtype) -> str:
+    """How float32 numbers are multiplied: exactly, unless `torch.set_float32_matmul_precision` allows TensorFloat32."""
+    exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if exact else "tf32"

@@ -1,0 +1,36 @@
+"""What the Triton kernels may use, and must become, on every GPU they are compiled for. Nothing may spill.
+
+`BUDGETS` is `{case: {kernel: (registers a thread, bytes of shared memory a block)}}`: the most over `CAPABILITIES`
+as `python ahead_of_time.py CAPABILITY` measured it with Triton 3.7.1, rounded up to 16 registers and 1 KiB.
+"""
+
+CAPABILITIES = (80, 90, 100)
+MATRIX_INSTRUCTION = {80: "mma", 90: "wgmma", 100: "tcgen05"}
+BUDGETS = {
+    "generate_weights 1x1 bf16": {"generate_kernel": (64, 11264)},
+    "generate_weights 1x1 fp32": {"generate_kernel": (80, 20480)},
+    "generate_weights 3x3 bf16": {"generate_kernel": (64, 6144)},
+    "generate_weights depthwise bf16": {"generate_kernel": (64, 11264)},
+    "generate_weights depthwise fp32": {"generate_kernel": (80, 20480)},
+    "ragged_conv 1x1 32-16 bf16": {"conv_kernel": (80, 28672)},
+    "ragged_conv 1x1 96-576 bf16": {"conv_kernel": (255, 99328)},
+    "ragged_conv 1x1 96-576 fp32": {"conv_kernel": (128, 20480)},
+    "ragged_conv 1x1 144-24 calibrating bf16": {"conv_kernel": (128, 29696), "total_kernel": (48, 1024)},
+    "ragged_conv 1x1 144-24 calibrating fp32": {"conv_kernel": (112, 17408), "total_kernel": (48, 1024)},
+    "ragged_conv 1x1 96-576 calibrating bf16": {"conv_kernel": (224, 50176), "total_kernel": (48, 2048)},
+    "ragged_conv 1x1 256-512 stride 2 bf16": {"conv_kernel": (255, 99328)},
+    "ragged_conv 3x3 64-64 bf16": {"conv_kernel": (192, 74752)},
+    "ragged_conv 3x3 64-64 fp32": {"conv_kernel": (128, 20480)},
+    "ragged_conv 3x3 256-256 stride 2 calibrating bf16": {"conv_kernel": (224, 50176), "total_kernel": (48, 2048)},
+    "ragged_conv 3x3 256-256 stride 2 calibrating fp32": {"conv_kernel": (144, 21504), "total_kernel": (48, 2048)},
+    "ragged_conv 7x7 3-64 stride 2 bf16": {"conv_kernel": (128, 19456)},
+    "ragged_depthwise bf16": {"depthwise_kernel": (112, 0)},
+    "ragged_depthwise stride 2 calibrating bf16": {"depthwise_kernel": (160, 1024), "total_kernel": (48, 2048)},
+    "ragged_depthwise stride 2 calibrating fp32": {"depthwise_kernel": (224, 1024), "total_kernel": (48, 2048)},
+    "ragged_normalise bf16": {"normalise_kernel": (80, 0)},
+    "ragged_normalise fp32": {"normalise_kernel": (80, 0)},
+    "ragged_max_pool bf16": {"max_pool_kernel": (80, 0)},
+    "score_logits bf16": {"pool_kernel": (48, 2048), "score_kernel": (112, 4096)},
+    "score_logits fp32": {"pool_kernel": (48, 2048), "score_kernel": (112, 4096)},
+    "fused_block bf16": {"conv_kernel": (255, 99328), "depthwise_kernel": (112, 0)},
+}
