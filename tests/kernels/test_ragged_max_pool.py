@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ragged import (
     DTYPES,
+    NAN,
     images,
     int32,
     kernel_sizes,
@@ -61,6 +62,17 @@ def test_each_subnetwork_equals_its_own_dense_pooling(
     outputs = kernels.unpack_activations(y, kept, output_image(image, window, stride))
     for slot, actual in zip(source, outputs, strict=True):
         assert torch.equal(actual, functional.max_pool2d(inputs[slot], window, stride, padding=window // 2))
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_nan_is_the_maximum_of_every_window_it_is_in() -> None:
+    dense = torch.zeros(1, 17, 6, 6)
+    dense[0, 8, 3, 3] = NAN
+    one = int32([17])
+    x = kernels.pack_activations([dense], 17)
+    y = kernels.ragged_max_pool(x, one, int32([0]), image=(1, 6, 6), max_channels=17)
+    expected = functional.max_pool2d(dense, 3, 2, padding=1)
+    assert torch.equal(kernels.unpack_activations(y, one, (1, 3, 3))[0].isnan(), expected.isnan())
 
 
 def arguments(dtype: torch.dtype, channels: list[int]) -> list[Any]:

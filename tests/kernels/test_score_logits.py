@@ -62,6 +62,19 @@ def test_each_image_is_scored_as_by_its_own_dense_classifier(
         assert torch.equal(correct[s][clear], (logits.argmax(1) == labels)[clear])
 
 
+@pytest.mark.usefixtures("kernel")
+def test_the_answer_is_found_among_many_classes() -> None:
+    torch.manual_seed(0)
+    features, weight, bias = torch.randn(40, 8, 1, 1), torch.randn(100, 8), torch.randn(100)
+    logits = features.flatten(1) @ weight.T + bias
+    x, own = kernels.pack_activations([features], 8), int32([0])
+    for labels, right in ((logits.argmax(1), True), (logits.argmin(1), False)):
+        correct, loss = kernels.score_logits(x, weight, bias, labels, int32([8]), own, image=(40, 1, 1))
+        assert torch.equal(correct[0], torch.full((40,), right))
+        expected = functional.cross_entropy(logits.double(), labels, reduction="none")
+        torch.testing.assert_close(loss[0], expected, rtol=1e-5, atol=1e-5)
+
+
 def arguments() -> list[Any]:
     torch.manual_seed(0)
     x = kernels.pack_activations(random_activations([8, 8], (3, 2, 2), torch.float32), 8)

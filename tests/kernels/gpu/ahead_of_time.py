@@ -68,11 +68,11 @@ def weights(cin: int, cout: int, kernel: int, dtype: torch.dtype, depthwise: boo
     return empty(S, weight_slot(cin, cout, kernel, dtype, depthwise, META), dtype=dtype)
 
 
-def generate(dtype: torch.dtype, cout: int, cin: int, taps: int, hidden: int, depthwise: bool = False) -> None:
-    basis, bias, codes = (
-        empty(*shape, dtype=dtype) for shape in ((cout, cin, taps, hidden), (cout, cin, taps), (S, hidden))
-    )
-    generate_weights_triton(basis, bias, codes, numbers(), numbers(), depthwise)
+def generate(
+    dtype: torch.dtype, cout: int, cin: int, taps: int, hidden: int, depthwise: bool = False, count: int = S
+) -> None:
+    basis, bias = empty(cout, cin, taps, hidden, dtype=dtype), empty(cout, cin, taps, dtype=dtype)
+    generate_weights_triton(basis, bias, empty(count, hidden, dtype=dtype), numbers(), numbers(), depthwise)
 
 
 def conv(
@@ -132,6 +132,18 @@ def score(dtype: torch.dtype, image: Image, channels: int, classes: int) -> None
     )  # fmt: skip
 
 
+def least() -> None:
+    """Every size 1: Triton makes such an argument a constant."""
+    image = (1, 1, 1)
+    generate(BF16, 1, 1, 1, 1, count=1)
+    conv(BF16, image, 1, 1)
+    conv(BF16, image, 1, 1, 3, 1, calibrating=True)
+    depthwise(BF16, image, 1, 1, calibrating=True)
+    normalise(BF16, image, 1)
+    max_pool(BF16, image, 1)
+    score(BF16, image, 1, 1)
+
+
 BF16, FP32 = torch.bfloat16, torch.float32
 # Every tile of `kernels.gpu.tiles` at its narrowest and widest, on layers of MobileNetV2 and ResNet-50.
 CASES: dict[str, Callable[[], None]] = {
@@ -160,6 +172,7 @@ CASES: dict[str, Callable[[], None]] = {
     "ragged_max_pool bf16": lambda: max_pool(BF16, (125, 112, 112), 64),
     "score_logits bf16": lambda: score(BF16, (1000, 7, 7), 1280, 1000),
     "score_logits fp32": lambda: score(FP32, (1000, 7, 7), 1280, 1000),
+    "least": least,
     "fused_block bf16": lambda: block(BF16, (250, 14, 14), 96, 576),
 }
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import ragged
 import test_fused_block
 import test_generate_weights
 import test_ragged_conv
@@ -17,9 +18,10 @@ import test_ragged_max_pool
 import test_ragged_normalise
 import test_score_logits
 import torch
-from ragged import moved
 
+import kernels
 from kernels import backends, layout
+from kernels.ops import REFERENCE_NAMESPACE, overload
 
 OPS = (
     "fused_block",
@@ -43,11 +45,50 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> str:
     """Every op is its Triton kernel, on a GPU if there is one."""
 
     def implementation(op: str, like: torch.Tensor) -> Callable[..., Any]:
-        return lambda *args: moved(LAUNCHERS[op](*moved(args, DEVICE)), "cpu")
+        return lambda *args: ragged.moved(LAUNCHERS[op](*ragged.moved(args, DEVICE)), "cpu")
 
     monkeypatch.setattr(backends, "implementation", implementation)
     monkeypatch.setattr(layout, "channels_per_word", lambda dtype, device: 1)
     return "triton"
+
+
+@pytest.mark.parametrize("activation", ragged.ACTIVATIONS)
+def test_a_nan_is_no_number_after_any_activation(activation: str) -> None:
+    dense = torch.ones(1, 3, 2, 2)
+    dense[0, 1, 0, 1] = ragged.NAN
+    ones, first = torch.ones(1, 3), ragged.int32([0])
+    y = kernels.ragged_normalise(
+        kernels.pack_activations([dense], 3), ones, ones, ragged.int32([3]), first, image=(1, 2, 2), max_channels=3,
+        activation=activation,
+    )  # fmt: skip
+    assert torch.equal(kernels.unpack_activations(y, [3], (1, 2, 2))[0].isnan(), dense.isnan())
+
+
+def test_convolutions_of_several_tiles_in_every_direction_equal_their_references() -> None:
+    image, out_image = (2, 13, 12), (2, 7, 6)
+    conv = test_ragged_conv.arguments(torch.float32, [70, 33], [70, 40], image)
+    depthwise = test_ragged_depthwise.arguments(torch.float32, [70, 33], image)
+    for op, arguments, cout in (("ragged_conv", conv, conv[3]), ("ragged_depthwise", depthwise, depthwise[2])):
+        arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+        y, sums = backends.implementation(op, arguments[0])(*arguments)
+        expected_y, expected_sums = overload(REFERENCE_NAMESPACE, op)(*arguments)
+        for dense in zip(*(kernels.unpack_activations(t, cout, out_image) for t in (y, expected_y)), strict=True):
+            torch.testing.assert_close(*dense, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-2)
+
+
+def test_weights_are_generated_for_more_subnetworks_than_a_tile_takes() -> None:
+    count, widths = 40, [1 + s % 5 for s in range(40)]
+    case = {
+        "basis_OIKH": torch.randn(20, 5, 1, 3),
+        "bias_OIK": torch.randn(20, 5, 1),
+        "codes_SH": torch.randn(count, 3),
+        "cin_S": ragged.int32(widths),
+        "cout_S": ragged.int32([4 * w for w in widths]),
+        "depthwise": False,
+    }
+    for s, actual in enumerate(test_generate_weights.unpack(case, kernels.generate_weights(**case))):  # type: ignore[arg-type]
+        torch.testing.assert_close(actual, test_generate_weights.dense(case, s))
 
 
 test_conv_dense = test_ragged_conv.test_each_subnetwork_equals_its_own_dense_convolution
@@ -62,6 +103,8 @@ test_generate_dense = test_generate_weights.test_each_subnetwork_equals_its_own_
 test_generate_pads = test_generate_weights.test_pad_channels_are_zero
 test_normalise_dense = test_ragged_normalise.test_each_subnetwork_equals_its_own_dense_normalisation
 test_pool_dense = test_ragged_max_pool.test_each_subnetwork_equals_its_own_dense_pooling
+test_pool_nan = test_ragged_max_pool.test_a_nan_is_the_maximum_of_every_window_it_is_in
+test_score_many = test_score_logits.test_the_answer_is_found_among_many_classes
 test_score_dense = test_score_logits.test_each_image_is_scored_as_by_its_own_dense_classifier
 test_score_nan = test_score_logits.test_an_image_with_a_nan_logit_is_never_correct
 test_score_diverged = test_score_logits.test_one_diverged_image_leaves_the_others_their_scores
