@@ -27,7 +27,7 @@ asan: setup
 	@if test ! -e "$(firstword $(RUNTIMES))"; then echo "asan: skipped, $(CXX) has no libasan.so"; else set -ex; \
 		METAPRUNE_SANITIZE=1 CXX="$(CXX)" $(RUN) setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED); \
 		$(WATCHED) $(RUN) -c '$(USES_SANITIZERS)'; \
-		$(WATCHED) $(RUN) -m pytest -q --capture=sys tests/kernels; \
+		$(WATCHED) $(RUN) -m pytest -q --capture=sys --ignore=tests/kernels/gpu tests/kernels; \
 	fi
 
 bench: setup

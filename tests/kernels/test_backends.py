@@ -111,37 +111,42 @@ def test_everything_runs_without_the_extension() -> None:
     assert done.stdout.splitlines() == ["4.0 reference", "switched off by METAPRUNE_NO_EXTENSION=1"], done.stderr
 
 
-# Triton's kernels are registered, not run: that needs no GPU.
-AS_IF_ON_A_GPU = (
-    "import torch, kernels; from kernels import backends as b;"
-    "torch.cuda.is_available = lambda: True; torch.cuda.get_device_capability = lambda: {capability};"
-)
+def as_if_on_a_gpu(code: str, capability: tuple[int, int] = (9, 0), before: str = "") -> list[str]:
+    """The lines that the code prints where torch believes in a GPU: Triton's kernels are registered, not run."""
+    pretend = (
+        "import torch, kernels; from kernels import backends as b;"
+        f"torch.cuda.is_available = lambda: True; torch.cuda.get_device_capability = lambda: {capability};"
+    )
+    # Triton does not load beside the sanitizers.
+    done = run(before + pretend + code, METAPRUNE_NO_EXTENSION="1", LD_PRELOAD="")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+@needs_triton
 def test_tensors_on_a_gpu_take_the_triton_kernels() -> None:
     code = (
-        AS_IF_ON_A_GPU.format(capability=(9, 0))
-        + "print(*(op for op in b.OPS if b.chosen(op, 'cuda') == 'triton'));"
-        + "print(b.chosen('ragged_conv', 'cuda', torch.float64), b.why_not('update_generators_', 'triton'))"
+        "print(*(op for op in b.OPS if b.chosen(op, 'cuda') == 'triton'));"
+        "print(b.chosen('ragged_conv', 'cuda', torch.float64), b.why_not('update_generators_', 'triton'))"
     )
-    expected = [" ".join(op for op in OPS if op != "update_generators_"), "reference this op has no triton kernel yet"]
-    assert run(code).stdout.splitlines() == expected
+    with_kernels = " ".join(op for op in OPS if op != "update_generators_")
+    assert as_if_on_a_gpu(code) == [with_kernels, "reference this op has no triton kernel yet"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+CHOICE = "print(b.chosen('ragged_conv', 'cuda')); print(b.why_not('ragged_conv', 'triton'))"
+
+
+@needs_triton
 def test_a_gpu_that_is_too_old_says_so_and_takes_the_reference() -> None:
-    code = (
-        AS_IF_ON_A_GPU.format(capability=(7, 5))
-        + "print(b.chosen('ragged_conv', 'cuda')); print(b.why_not('ragged_conv', 'triton'))"
-    )
-    assert run(code).stdout.splitlines() == ["reference", "the Triton kernels need a GPU of compute capability 8.0"]
+    expected = ["reference", "the Triton kernels need a GPU of compute capability 8.0"]
+    assert as_if_on_a_gpu(CHOICE, capability=(7, 5)) == expected
 
 
 def test_a_gpu_without_triton_takes_the_reference_and_says_why() -> None:
-    code = "import sys; sys.modules['triton'] = None;" + AS_IF_ON_A_GPU.format(capability=(9, 0))
-    code += "print(b.chosen('ragged_conv', 'cuda')); print(b.why_not('ragged_conv', 'triton'))"
-    chosen, reason = run(code).stdout.splitlines()
+    chosen, reason = as_if_on_a_gpu(CHOICE, before="import sys; sys.modules['triton'] = None;")
     assert chosen == "reference"
     assert "Triton" in reason
 
