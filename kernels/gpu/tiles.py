@@ -1,7 +1,8 @@
-"""The sizes of the tiles a kernel works in: chosen once for an op, a dtype, widths and a GPU, never by timing.
+"""The sizes of the tiles a kernel works in: chosen for an op, a dtype and the widths of a layer, never by timing.
 
-They may depend on nothing else. The order in which numbers are added depends on the tile, and a subnetwork's
-result must be the same bits whatever is computed beside it: so not on the number of images or subnetworks.
+They may not depend on the number of images or subnetworks. The order in which numbers are added depends on the
+tile, and a subnetwork's result must be the same bits whatever is computed beside it. One table serves all GPUs:
+its largest tile fits the shared memory of the smallest (99 KiB a block).
 """
 
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ FIXED = {
 
 
 def tile(op: str, dtype: torch.dtype, max_cin: int = 1, max_cout: int = 1, prologue: bool = False) -> Tile:
-    """The tile of an op on the current GPU; a small one under Triton's interpreter."""
+    """The tile of an op for the widest layer it may meet; a small one under Triton's interpreter."""
     if triton.knobs.runtime.interpret:
         return INTERPRETED
     if op in FIXED:

@@ -144,6 +144,16 @@ def least() -> None:
     score(BF16, image, 1, 1)
 
 
+def tensor_float32() -> None:
+    """float32 where `torch.set_float32_matmul_precision` lets tensor cores round it."""
+    torch.set_float32_matmul_precision("high")
+    generate(FP32, 576, 96, 1, 64)
+    conv(FP32, (250, 14, 14), 96, 576)
+    conv(FP32, (125, 28, 28), 256, 256, 3, 2, calibrating=True)
+    score(FP32, (1000, 7, 7), 1280, 1000)
+    torch.set_float32_matmul_precision("highest")
+
+
 BF16, FP32 = torch.bfloat16, torch.float32
 # Every tile of `kernels.gpu.tiles` at its narrowest and widest, on layers of MobileNetV2 and ResNet-50.
 CASES: dict[str, Callable[[], None]] = {
@@ -172,6 +182,7 @@ CASES: dict[str, Callable[[], None]] = {
     "ragged_max_pool bf16": lambda: max_pool(BF16, (125, 112, 112), 64),
     "score_logits bf16": lambda: score(BF16, (1000, 7, 7), 1280, 1000),
     "score_logits fp32": lambda: score(FP32, (1000, 7, 7), 1280, 1000),
+    "TensorFloat32": tensor_float32,
     "least": least,
     "fused_block bf16": lambda: block(BF16, (250, 14, 14), 96, 576),
 }
