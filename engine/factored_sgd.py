@@ -91,8 +91,10 @@ class FactoredSGD:
         codes, widths = [code_SH[own] for code_SH in self.codes], [(cin[own], cout[own]) for cin, cout in self.widths]
         with torch.no_grad():
             generated = self._generate(codes, widths)
-        self.weights = [self._leaf(*each) for each in zip(generated, self.net.space.convs, widths, strict=True)]
-        features = self._features(images_NCHW, genome_SG[own], widths, shared)
+        # The same on all ranks, whoever has the widest structure.
+        limits = [(int(cin.max()), int(cout.max())) for cin, cout in self.widths]
+        self.weights = [self._leaf(*each) for each in zip(generated, self.net.space.convs, limits, strict=True)]
+        features = self._features(images_NCHW, widths, limits, shared)
         # A classifier of its own for each structure: their gradients are added in order, whoever has made them.
         weight, bias = self.net.classifier.weight.detach(), self.net.classifier.bias.detach()
         self.classifiers = [
@@ -101,20 +103,19 @@ class FactoredSGD:
         return torch.stack([F.linear(x, *classifier) for x, classifier in zip(features, self.classifiers, strict=True)])
 
     def _features(
-        self, images_NCHW: Tensor, genome_SG: Tensor, widths: list[tuple[Tensor, Tensor]], shared: bool
+        self, images_NCHW: Tensor, widths: list[tuple[Tensor, Tensor]], limits: list[tuple[int, int]], shared: bool
     ) -> list[Tensor]:
         """What the classifier reads of every structure: of all in one pass, where there are kernels for that."""
         if backends.chosen("ragged_conv_backward", images_NCHW.device, self.net.precision) != "reference":
-            return training_features(self.net, self.weights, genome_SG, images_NCHW, shared=shared)
-        dense, structures = self.net.unpack(self.weights, widths), len(genome_SG)
+            return training_features(self.net, self.weights, widths, limits, images_NCHW, shared=shared)
+        dense, structures = self.net.unpack(self.weights, widths), len(self.weights[0])
         parts = [images_NCHW] * structures if shared else images_NCHW.chunk(structures)
         return [self.net.features(part, [w[s] for w in dense]) for s, part in enumerate(parts)]
 
     @staticmethod
-    def _leaf(weight: Tensor, conv: Conv, widths: tuple[Tensor, Tensor]) -> Tensor:
-        """What autograd makes the gradient of: slots that end where the largest crop does."""
-        cin, cout = (int(width_S.max()) for width_S in widths)
-        slot = weight_slot(cin, cout, conv.kernel, weight.dtype, conv.depthwise)
+    def _leaf(weight: Tensor, conv: Conv, limit: tuple[int, int]) -> Tensor:
+        """What autograd makes the gradient of: slots for no more channels than that, in and out."""
+        slot = weight_slot(*limit, conv.kernel, weight.dtype, conv.depthwise)
         return weight[:, :slot].contiguous().requires_grad_()
 
     def _generate(self, codes: list[Tensor], widths: list[tuple[Tensor, Tensor]]) -> list[Tensor]:

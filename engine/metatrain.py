@@ -118,8 +118,10 @@ class Metatrain(TrainingOptions):
     @property
     def step_recipe(self) -> StepRecipe:
         """Which structures a step trains, and how."""
-        structures = self.structures or (SANDWICH if self.sandwich else torchrun.count())
-        return StepRecipe(structures, self.sandwich, self.distill, self.sampling)
+        default = SANDWICH if self.sandwich else torchrun.count()
+        return StepRecipe(
+            default if self.structures is None else self.structures, self.sandwich, self.distill, self.sampling
+        )
 
 
 def default_run(architecture: str, data: str) -> Path:

@@ -36,38 +36,45 @@ class Activations:
 
 
 def training_features(
-    net: PruningNet, weights: Sequence[Tensor], genome_SG: Tensor, images_NCHW: Tensor, *, shared: bool = False
+    net: PruningNet,
+    weights: Sequence[Tensor],
+    widths: Sequence[tuple[Tensor, Tensor]],
+    limits: Sequence[tuple[int, int]],
+    images_NCHW: Tensor,
+    *,
+    shared: bool = False,
 ) -> list[Tensor]:
     """What the classifier reads of S structures, ``[N, C]`` each.
 
-    ``weights`` are packed, one tensor for each convolution, in slots that end where the largest crop does.
-    The images are split among the structures in order, and S divides their number; or all see the same (``shared``).
+    Of every convolution, ``weights`` are packed in slots for ``limits`` channels in and out, and ``widths`` are the
+    channels ``[S]`` in and out of the structures. The images are split among the structures in order, and S divides
+    their number; or all see the same (``shared``). The bits of a structure's result depend on the limits, but not on
+    the others.
     """
-    return _Pass(net, genome_SG, images_NCHW, shared).run(weights)
+    return _Pass(net, len(weights[0]), images_NCHW, shared).run(weights, widths, limits)
 
 
 class _Pass:
-    def __init__(self, net: PruningNet, genome_SG: Tensor, images_NCHW: Tensor, shared: bool) -> None:
-        self.net, self.space = net, net.space
-        structures = len(genome_SG)
-        self.widths = net.widths(genome_SG)
-        self.own_S = torch.arange(structures, dtype=torch.int32, device=genome_SG.device)
+    def __init__(self, net: PruningNet, structures: int, images_NCHW: Tensor, shared: bool) -> None:
+        self.space = net.space
+        self.own_S = torch.arange(structures, dtype=torch.int32, device=images_NCHW.device)
         self.first_S = torch.zeros_like(self.own_S) if shared else self.own_S
         parts = [images_NCHW] if shared else images_NCHW.chunk(structures)
         n, _, height, width = parts[0].shape
         self.tensors = {IMAGE: Activations(layout.pack_activations(parts, IMAGE_CHANNELS), (n, height, width))}
         self.stored = materialised(net.space) | {net.space.convs[-1].name}
 
-    def run(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        for conv, weight, width_S in zip(self.space.convs, weights, self.widths, strict=True):
-            self.tensors[conv.name] = self._layer(conv, weight, *width_S)
+    def run(
+        self, weights: Sequence[Tensor], widths: Sequence[tuple[Tensor, Tensor]], limits: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
+        for conv, weight, width_S, limit in zip(self.space.convs, weights, widths, limits, strict=True):
+            self.tensors[conv.name] = self._layer(conv, weight, *width_S, *limit)
         features = self.tensors[self.space.convs[-1].name]
-        dense = layout.unpack_activations(features.buffer, self.widths[-1][1], features.image)
+        dense = layout.unpack_activations(features.buffer, widths[-1][1], features.image)
         return [x.mean(dim=(2, 3)) for x in dense]
 
-    def _layer(self, conv: Conv, weight: Tensor, cin_S: Tensor, cout_S: Tensor) -> Activations:
+    def _layer(self, conv: Conv, weight: Tensor, cin_S: Tensor, cout_S: Tensor, cin: int, cout: int) -> Activations:
         x = self.tensors[conv.source]
-        cin, cout = int(cin_S.max()), int(cout_S.max())
         source_S = self.first_S if conv.source == IMAGE else self.own_S
         shared: dict[str, Any] = {
             "weight_source_S": self.own_S, "image": x.image, "kernel": conv.kernel, "stride": conv.stride,

@@ -174,11 +174,13 @@ def train(training: Training, console: Console) -> Checkpoint:
                 progress.console.print(
                     f"step {done}/{training.steps}  {status}  {shown}", highlight=False, soft_wrap=True
                 )
-            if done < training.steps:
-                interruption.received = wished.signal or interruption.received
+            if done == training.steps:
+                break
+            if wished.signal:
+                interruption.received = wished.signal
                 interruption.stop_if_asked(lambda done=done: save(done))  # type: ignore[misc]
-                if wished.save:
-                    save(done)
+            elif wished.save:
+                save(done)
         final = save(training.steps)
     log.close()
     return final

@@ -251,8 +251,9 @@ def records(run_folder: Path) -> list[dict[str, float]]:
 
 
 def metrics(run_folder: Path) -> list[dict[str, float]]:
-    """What was logged, but for what only several processes log."""
-    return [{name: value for name, value in line.items() if name != "exchanged_bytes"} for line in records(run_folder)]
+    """What was logged, but for what only several processes log, and the time spent waiting for images."""
+    varying = ("exchanged_bytes", "data_wait")
+    return [{name: value for name, value in line.items() if name not in varying} for line in records(run_folder)]
 
 
 def last_step(run_folder: Path) -> int:

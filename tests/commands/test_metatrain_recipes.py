@@ -62,7 +62,7 @@ def test_a_sandwich_needs_memory_for_all_of_its_structures(
         assert run("metatrain", *arguments, "--ema", "0.9") == 2
         line = error_line()
         needed.append(float(line.split("momentum and average, ")[1].split()[0]))
-    assert needed[1] == pytest.approx(2 * needed[0], abs=0.1)
+    assert needed[1] == pytest.approx(2 * needed[0], abs=0.15)
     # 12 bytes for each of the 105.1 M parameters that ten classes leave.
     assert "1.3 GB for weights, momentum and average" in line
     assert not (tmp_path / "run").exists()
