@@ -42,7 +42,7 @@ from kernels.layout import pack_weights, weight_slot
 # Steps that an update of the generators applies together.
 DELAYS = {"immediate": 1, "delayed": 8}
 # The faster way on each kind of device.
-DEFAULT_UPDATE = {"cpu": "immediate", "cuda": "immediate"}
+DEFAULT_UPDATE = {"cpu": "delayed", "cuda": "immediate"}
 FLOAT_BYTES = 4
 # Tensors as large as a convolution's output, at the peak of a step: autograd keeps two or three, others come and go.
 KEPT_PER_CONV = 3

@@ -20,7 +20,8 @@ torch_distributed = pytest.importorskip("torch.distributed")
 pytestmark = pytest.mark.skipif(not torch_distributed.is_available(), reason="torch was built without distributed")
 
 NET: tuple[str, ...] = ("--hidden", "1", "--calibration-images", "16", "--device", "cpu")
-SHORT = (*NET, "--steps", "8", "--batch", "8", "--checkpoint-minutes", "0")
+# Every step is saved, which a delayed update would not allow.
+SHORT = (*NET, "--steps", "8", "--batch", "8", "--checkpoint-minutes", "0", "--update", "immediate")
 # Long enough to be hit while it runs.
 LONG = (*NET, "--steps", "30", "--batch", "8", "--checkpoint-minutes", "0")
 
