@@ -115,7 +115,7 @@ class FactoredSGD:
     @staticmethod
     def _leaf(weight: Tensor, conv: Conv, limit: tuple[int, int]) -> Tensor:
         """What autograd makes the gradient of: slots for no more channels than that, in and out."""
-        slot = weight_slot(*limit, conv.kernel, weight.dtype, conv.depthwise)
+        slot = weight_slot(*limit, conv.kernel, weight.dtype, conv.depthwise, weight.device)
         return weight[:, :slot].contiguous().requires_grad_()
 
     def _generate(self, codes: list[Tensor], widths: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
