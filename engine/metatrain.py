@@ -150,14 +150,7 @@ def main(options: Metatrain) -> None:
     # A run killed before it wrote them has none; the seed makes the same ones again.
     stored = out / "splits.json"
     splits = Splits.load(stored) if options.resume and stored.exists() else None
-    data = open_data(
-        options.data,
-        resolution=options.resolution,
-        device=device,
-        splits=splits,
-        seed=options.seed,
-        cache=options.cache,
-    )
+    data = _open_data(options, device, splits)
     space = chosen.build(len(data.classes))
     space.check_resolution(data.preprocessing.resolution)
     keep_freed_memory()
@@ -191,14 +184,7 @@ def assist(given: tuple[Metatrain, Path], next_work: Callable[[], Any], answer: 
     """What the other ranks do: every step, together with rank 0."""
     options, out = given
     device = use_device(options.device, options.backend)
-    data = open_data(
-        options.data,
-        resolution=options.resolution,
-        device=device,
-        splits=next_work(),
-        seed=options.seed,
-        cache=options.cache,
-    )
+    data = _open_data(options, device, next_work())
     space = architecture(options.architecture).build(len(data.classes))
     keep_freed_memory()
     training = training_of(options, out, space, data, recipe_of(options, data))
@@ -206,6 +192,17 @@ def assist(given: tuple[Metatrain, Path], next_work: Callable[[], Any], answer: 
     # The run directory is as it should be.
     next_work()
     follow(training)
+
+
+def _open_data(options: Metatrain, device: torch.device, splits: Splits | None) -> Data:
+    return open_data(
+        options.data,
+        resolution=options.resolution,
+        device=device,
+        splits=splits,
+        seed=options.seed,
+        cache=options.cache,
+    )
 
 
 def recipe_of(options: Metatrain, data: Data) -> Recipe:
