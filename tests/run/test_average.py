@@ -1,6 +1,6 @@
 """The average of the weights is what its formula says, and the module gets its own weights back."""
 
-from collections.abc import Callable
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from engine.data import open_data
 from engine.run.average import EVERY, WeightAverage
 from engine.run.checkpoint import load_checkpoint
-from engine.run.command import Interrupted, Interruption
+from engine.run.command import Interrupted
 from engine.run.optimizer import SGD
 from engine.run.training import TRAINED, WEIGHTS, Training, train
 from engine.space.recipe import Recipe
@@ -77,8 +77,8 @@ def test_before_there_is_an_average_the_module_keeps_its_weights() -> None:
 # -- in a training -------------------------------------------------------------------------------------------------
 
 
-def trained(run: Path, decay: float | None) -> tuple[Training, list[Tensor]]:
-    """Train a classifier of digits to the end, from where it was stopped, and note its weights after every step."""
+def trained(run: Path, decay: float | None, stop: int | None = None) -> tuple[Training, list[Tensor]]:
+    """Train a classifier of digits from where it was stopped, to the end or `stop`; its weights after every step."""
     data = open_data("digits", resolution=None, device=torch.device("cpu"))
     recipe = Recipe(batch=8, epochs=1, lr=0.01, schedule="linear", weight_decay=0.0)
     run.mkdir(exist_ok=True)
@@ -87,6 +87,8 @@ def trained(run: Path, decay: float | None) -> tuple[Training, list[Tensor]]:
     weights: list[Tensor] = []
 
     def loss(images_NCHW: Tensor, labels_N: Tensor, step: int) -> Tensor:
+        if step + 1 == stop:
+            signal.raise_signal(signal.SIGINT)
         return F.cross_entropy(module(images_NCHW.flatten(1)), labels_N)
 
     def note() -> dict[str, float]:
@@ -125,20 +127,11 @@ def test_a_training_trains_as_without_an_average_and_ends_with_the_average_of_wh
 
 @pytest.mark.parametrize("stop", [EVERY - 1, EVERY, EVERY + 5, STEPS - 1])
 def test_interrupted_and_resumed_a_training_ends_with_the_average_of_one_that_was_not(
-    stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int, tmp_path: Path
 ) -> None:
     _, weights = trained(tmp_path / "whole", DECAY)
-    steps = iter(range(1, STEPS))
-
-    def stop_if_asked(self: Interruption, save: Callable[[], object]) -> None:
-        if next(steps) == stop:
-            save()
-            raise Interrupted(2)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Interruption, "stop_if_asked", stop_if_asked)
-        with pytest.raises(Interrupted):
-            trained(tmp_path / "run", DECAY)
+    with pytest.raises(Interrupted):
+        trained(tmp_path / "run", DECAY, stop)
     if stop >= EVERY:
         assert torch.equal(final_weights(tmp_path / "run", TRAINED), weights[stop - 1])
     _, later = trained(tmp_path / "run", DECAY)
