@@ -11,7 +11,7 @@ demo: setup
 	$(RUN) -m engine.demo
 
 test: setup
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n auto --dist loadfile
 
 # The kernels watch every access to memory, in a build of its own. What they find ends the run, so pytest must not hold
 # back their report. PyTorch's bfloat16 convolutions read memory they have not written, and the tests compare with them:

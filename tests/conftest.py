@@ -1,4 +1,9 @@
-"""Few, unhurried hypothesis examples, the same ones every time; benchmarks chosen by option, not listed as skipped."""
+"""Few, unhurried hypothesis examples, the same ones every time; benchmarks chosen by option, not listed as skipped.
+
+With ``pytest -n`` every worker has one core: threads of several processes wait for each other's turns of a core.
+"""
+
+import os
 
 import pytest
 from hypothesis import Phase, settings
@@ -7,6 +12,9 @@ from hypothesis import Phase, settings
 PHASES = [phase for phase in Phase if phase is not Phase.explain]
 settings.register_profile("metaprune", max_examples=30, deadline=None, derandomize=True, phases=PHASES)
 settings.load_profile("metaprune")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
