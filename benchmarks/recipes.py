@@ -59,6 +59,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "sandwich distill": {"sandwich": True, "distill": True},
     "sampling macs": {"sampling": "macs"},
     "ema 0.99": {"ema": 0.99},
+    "momentum bfloat16": {"momentum": "bfloat16"},
     "weights shared": {"weights": "shared", "hidden": None},
 }
 # Steps that take this much longer than the paper's are worth a second training at equal time.

@@ -55,11 +55,19 @@ class FactoredSGD:
 
     Generators are trained in every step, or after every ``delay`` steps since they were last `at_rest`, by all of
     these: until then a pass over basis and momentum is saved, and the crops of both are read instead of one. fc1 of the
-    generators and the classifier are trained by `torch.optim.SGD` in every step.
+    generators and the classifier are trained by `torch.optim.SGD` in every step. The momentum of the bases, half of all
+    memory, may be bfloat16 (``basis_momentum``): it is rounded whenever it is written.
     """
 
-    def __init__(self, net: PruningNet, recipe: Recipe, delay: int = 1, team: Team = ALONE) -> None:
-        self.net, self.recipe, self.delay, self.team = net, recipe, delay, team
+    def __init__(
+        self,
+        net: PruningNet,
+        recipe: Recipe,
+        delay: int = 1,
+        team: Team = ALONE,
+        basis_momentum: torch.dtype = torch.float32,
+    ) -> None:
+        self.net, self.recipe, self.delay, self.team, self.basis_momentum = net, recipe, delay, team, basis_momentum
         self.generated = {
             f"generators.{layer}.{name}": parameter
             for layer in range(len(net.generators))
@@ -89,11 +97,13 @@ class FactoredSGD:
         self.codes, self.widths = self.net.all_codes(genome_SG), self.net.widths(genome_SG)
         own = self.team.own(len(genome_SG))
         codes, widths = [code_SH[own] for code_SH in self.codes], [(cin[own], cout[own]) for cin, cout in self.widths]
-        with torch.no_grad():
-            generated = self._generate(codes, widths)
         # The same on all ranks, whoever has the widest structure.
         limits = [(int(cin.max()), int(cout.max())) for cin, cout in self.widths]
-        self.weights = [self._leaf(*each) for each in zip(generated, self.net.space.convs, limits, strict=True)]
+        with torch.no_grad():
+            self.weights = [
+                self._leaf(*each)
+                for each in zip(self._generate(codes, widths), self.net.space.convs, limits, strict=True)
+            ]
         features = self._features(images_NCHW, widths, limits, shared)
         # A classifier of its own for each structure: their gradients are added in order, whoever has made them.
         weight, bias = self.net.classifier.weight.detach(), self.net.classifier.bias.detach()
@@ -191,9 +201,14 @@ class FactoredSGD:
         basis, bias = (f"generators.{layer}.{name}" for name in ("basis", "bias"))
         for name in (basis, bias):
             if name not in self.generated_momentum:
-                self.generated_momentum[name] = torch.zeros_like(self.generated[name])
+                self.generated_momentum[name] = torch.zeros_like(self.generated[name], dtype=self._momentum_dtype(name))
         weights, momentum, depthwise = self.generated, self.generated_momentum, self.net.space.convs[layer].depthwise
         return GeneratorState(weights[basis], weights[bias], momentum[basis], momentum[bias], depthwise)
+
+    def _momentum_dtype(self, name: str) -> torch.dtype:
+        """Reduced for a basis, if at all."""
+        own = self.generated[name].dtype
+        return self.basis_momentum if own == torch.float32 and name.endswith(".basis") else own
 
     def momentum(self) -> dict[str, Tensor]:
         """The momentum of every parameter that has been changed, true `at_rest`."""
@@ -203,7 +218,9 @@ class FactoredSGD:
         """Continue with the momentum of a checkpoint, whose shapes are those of the parameters."""
         self.rest.restore(momentum)
         self.generated_momentum = {
-            name: momentum[name].to(parameter.device) for name, parameter in self.generated.items() if name in momentum
+            name: momentum[name].to(parameter.device, self._momentum_dtype(name))
+            for name, parameter in self.generated.items()
+            if name in momentum
         }
 
 
@@ -224,9 +241,14 @@ def gradient_shapes(net: PruningNet, widths: list[tuple[Tensor, Tensor]]) -> lis
     return shapes
 
 
-def parameter_bytes(space: Space, hidden: int | None, averaged: bool = False) -> int:
-    """Bytes of a PruningNet's weights, of their momentum and, if they are averaged, of their average."""
-    return (3 if averaged else 2) * FLOAT_BYTES * count_parameters(space, hidden)
+def parameter_bytes(
+    space: Space, hidden: int | None, averaged: bool = False, basis_momentum: torch.dtype = torch.float32
+) -> int:
+    """Bytes of a PruningNet's weights, of their momentum and, if they are averaged, of their average.
+
+    All momentum is counted as that of the bases, which are nearly all parameters.
+    """
+    return ((2 if averaged else 1) * FLOAT_BYTES + basis_momentum.itemsize) * count_parameters(space, hidden)
 
 
 def step_bytes(space: Space, batch: int, resolution: int) -> int:

@@ -398,7 +398,9 @@ def _trainable(basis: Tensor) -> None:
 
 
 def _momentum(basis: Tensor, basis_momentum: Tensor, bias_momentum: Tensor) -> None:
-    _expect("basis_momentum", basis_momentum, basis.shape, (basis.dtype,), basis, "= [O, I, K, H] ")
+    # A bfloat16 momentum is an option of float32 alone.
+    dtypes = (basis.dtype, torch.bfloat16) if basis.dtype == torch.float32 else (basis.dtype,)
+    _expect("basis_momentum", basis_momentum, basis.shape, dtypes, basis, "= [O, I, K, H] ")
     _expect("bias_momentum", bias_momentum, basis.shape[:3], (basis.dtype,), basis, "= [O, I, K] ")
 
 

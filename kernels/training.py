@@ -21,6 +21,7 @@ from kernels.update_generators.recurrence import Recurrence
 class GeneratorState:
     """Basis and bias of one convolution's weight generator and the momentum of each, all float32 or all float64.
 
+    With float32 the momentum of the basis may be bfloat16: it is rounded to nearest when it is written.
     A depthwise basis is `[C, 1, K, H]`, its widths are `cout_S`, and `cin_S` is ignored.
     """
 

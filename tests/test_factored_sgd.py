@@ -155,11 +155,31 @@ def test_restored_momentum_continues_bit_for_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(through.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("delay", [1, 4])
+def test_momentum_in_bfloat16_rounds_what_is_kept_of_the_bases_and_continues_bit_for_bit(delay: int) -> None:
+    exact, through, again = (net_of(tiny_space(), None, torch.float32) for _ in range(3))
+    train(exact, single := FactoredSGD(exact, recipe(), delay), range(delay))
+    train(through, half := FactoredSGD(through, recipe(), delay, basis_momentum=torch.bfloat16), range(delay))
+    # Not yet read, it has changed nothing.
+    torch.testing.assert_close(through.state_dict(), exact.state_dict(), rtol=0, atol=0)
+    bases = {name for name in half.generated if name.endswith(".basis")}
+    rounded = {name: m.bfloat16() if name in bases else m for name, m in single.momentum().items()}
+    torch.testing.assert_close(half.momentum(), rounded, rtol=0, atol=0)
+
+    train(through, half, range(delay, 3 * delay))
+    train(again, first := FactoredSGD(again, recipe(), delay, basis_momentum=torch.bfloat16), range(2 * delay))
+    second = FactoredSGD(again, recipe(), delay, basis_momentum=torch.bfloat16)
+    second.restore({name: buffer.clone() for name, buffer in first.momentum().items()})
+    train(again, second, range(2 * delay, 3 * delay))
+    torch.testing.assert_close(again.state_dict(), through.state_dict(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("hidden", [3, SHARED])
 def test_the_memory_of_weights_momentum_and_average_is_four_bytes_a_parameter_each(hidden: int) -> None:
     parameters = sum(parameter.numel() for parameter in net_of(tiny_space(), hidden, torch.float32).parameters())
     assert parameter_bytes(tiny_space(), hidden) == 8 * parameters
     assert parameter_bytes(tiny_space(), hidden, averaged=True) == 12 * parameters
+    assert parameter_bytes(tiny_space(), hidden, basis_momentum=torch.bfloat16) == 6 * parameters
 
 
 def test_a_delayed_update_changes_the_generators_every_so_many_steps_since_it_was_last_at_rest() -> None:

@@ -48,8 +48,11 @@ struct Combination {
 
 struct Generator {
     std::int64_t O, I, K, H;
-    float *basis, *basis_momentum;  // [O, I, K, H]; written by update_generators alone
-    float *bias, *bias_momentum;    // [O, I, K]
+    // Written by update_generators alone.
+    float* basis;                 // [O, I, K, H]
+    void* basis_momentum;         // [O, I, K, H], of floats or of BFloat16
+    float *bias, *bias_momentum;  // [O, I, K]
+    bool half_momentum;           // whether it is of BFloat16
 
     std::int64_t row_length() const { return I * K; }
 };

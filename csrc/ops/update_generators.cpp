@@ -25,16 +25,18 @@ Generator expect_generator(const Tensor& basis, const Tensor& bias, const Tensor
     STD_TORCH_CHECK(!depthwise || I == 1, "a depthwise basis must be [C, 1, K, H]");
     expect("basis", basis, kDtype, {O, I, K, H});
     expect("bias", bias, kDtype, {O, I, K});
-    expect("basis_momentum", basis_momentum, kDtype, {O, I, K, H});
+    const bool half_momentum = basis_momentum.scalar_type() == ScalarType::BFloat16;
+    expect("basis_momentum", basis_momentum, half_momentum ? ScalarType::BFloat16 : kDtype, {O, I, K, H});
     expect("bias_momentum", bias_momentum, kDtype, {O, I, K});
     return {O,
             depthwise ? K : I,
             depthwise ? 1 : K,
             H,
             mutable_data<float>(basis),
-            mutable_data<float>(basis_momentum),
+            basis_momentum.mutable_data_ptr(),
             mutable_data<float>(bias),
-            mutable_data<float>(bias_momentum)};
+            mutable_data<float>(bias_momentum),
+            half_momentum};
 }
 
 std::int64_t slot_of(const Generator& g, bool depthwise) {

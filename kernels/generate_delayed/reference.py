@@ -58,7 +58,7 @@ def delayed(
     of_weights, of_momentum, *of_factors = coefficients
     new_basis, new_bias = basis + of_weights * basis, bias + of_weights * bias
     if of_momentum:
-        new_basis += of_momentum * basis_momentum
+        new_basis += of_momentum * basis_momentum.to(basis.dtype)
         new_bias += of_momentum * bias_momentum
     for j, number in enumerate(of_factors):
         g_SOIK = dense_gradients(grads[j], basis, cin[j], cout[j], depthwise)

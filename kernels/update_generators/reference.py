@@ -31,7 +31,8 @@ def update_generators_reference(
         basis, m ← basis + weights[0] · basis + weights[1] · m + Σ_j weights[2+j] · d_j,
                            momentum[0] · basis + momentum[1] · m + Σ_j momentum[2+j] · d_j
 
-    and likewise for the bias, without the codes. Shapes and errors: `kernels.update_generators_`. Returns the
+    and likewise for the bias, without the codes; a bfloat16 m is rounded to nearest after the last step. Shapes and
+    errors: `kernels.update_generators_`. Returns the
     `code_gradients` `[S, H]` of the last step, of the weights that `before` makes of what is there before all this and
     of the other factors; with an empty `before`, of none: `[0, H]`.
     """
@@ -54,11 +55,12 @@ def update_generators_reference(
         )
     g_TSOIK = [dense_gradients(g, basis, i, o, depthwise) for g, i, o in zip(grads, cin, cout, strict=True)]
     for own, m, codes_TSH in ((basis, basis_momentum, codes), (bias, bias_momentum, None)):
-        change = weights[0] * own + weights[1] * m
-        m.mul_(momentum[1]).add_(own, alpha=momentum[0])
+        old = m.to(own.dtype)
+        change, new = weights[0] * own + weights[1] * old, momentum[0] * own + momentum[1] * old
         for j, g_SOIK in enumerate(g_TSOIK):
             d = g_SOIK.sum(0) if codes_TSH is None else g_SOIK.flatten(1).T @ codes_TSH[j]
             change.add_(d.view_as(own), alpha=weights[2 + j])
-            m.add_(d.view_as(own), alpha=momentum[2 + j])
+            new.add_(d.view_as(own), alpha=momentum[2 + j])
         own.add_(change)
+        m.copy_(new)
     return d_codes

@@ -27,7 +27,7 @@ STEPS = 120
 INTERRUPTIBLE: tuple[object, ...] = ("--hidden", "1", "--steps", STEPS, "--batch", "8", "--calibration-images", "32")
 INTERRUPTIBLE += ("--checkpoint-minutes", "0")
 DELAYED_STEPS = 60
-DELAYED = (*INTERRUPTIBLE, "--steps", DELAYED_STEPS, "--update", "delayed")
+DELAYED = (*INTERRUPTIBLE, "--steps", DELAYED_STEPS, "--update", "delayed", "--momentum", "bfloat16")
 
 
 def records(run_folder: Path) -> list[dict[str, float]]:
@@ -49,7 +49,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def delayed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Like `uninterrupted`, its generators updated some steps late."""
+    """Like `uninterrupted`, its generators updated some steps late, and their momentum rounded then."""
     out = tmp_path_factory.mktemp("delayed") / "run"
     assert run("metatrain", "--out", out, *DELAYED) == 0
     return out
@@ -115,6 +115,10 @@ def test_with_delayed_updates_a_run_killed_and_then_interrupted_ends_with_the_sa
         assert 0 < _last_step(out) < DELAYED_STEPS
         assert _last_step(out) % DELAYS["delayed"] == 0, "it was not at rest"
     assert process.returncode == 130
+    last = load_checkpoint(out / "checkpoints")
+    assert last is not None
+    for name, momentum in last.tensors("momentum").items():
+        assert momentum.dtype == (torch.bfloat16 if name.endswith(".basis") else torch.float32)
     assert run("metatrain", "--out", out, "--resume") == 0
     assert weights_digest(out) == weights_digest(delayed)
     assert records(out) == records(delayed)

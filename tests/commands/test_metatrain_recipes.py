@@ -85,6 +85,25 @@ def test_an_averaged_run_validates_and_keeps_the_average(tmp_path: Path, monkeyp
         assert 100 * int(scores.correct) / len(images.subset) == pytest.approx(shown[decay])
 
 
+# -- momentum in bfloat16 -------------------------------------------------------------------------------------------
+
+
+def test_a_momentum_in_bfloat16_takes_less_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_line: ErrorLine
+) -> None:
+    monkeypatch.setattr("engine.metatrain.free_memory", lambda _: 10**9)
+    arguments = ("--out", tmp_path / "run", "--architecture", "resnet50", "--momentum", "bfloat16")
+    assert run("metatrain", *arguments) == 2
+    # 6 bytes for each of the 774.0 M parameters that ten classes leave.
+    assert "4.6 GB for weights and momentum" in error_line()
+
+
+def test_shared_weights_have_no_momentum_to_round(tmp_path: Path, error_line: ErrorLine) -> None:
+    assert run("metatrain", "--out", tmp_path / "run", "--weights", "shared", "--momentum", "bfloat16") == 2
+    assert "--momentum bfloat16" in error_line()
+    assert not (tmp_path / "run").exists()
+
+
 # -- shared weights ------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from ragged import NAN, assert_as_exact_as_torch, int32, one_kernel_for_all_exam
 from weight_generators import Dense, Generator, crops, dense, generators, in_precision, state_of
 
 import kernels
-from kernels import Factors, backends
+from kernels import Factors, Recurrence, backends
 from kernels.functions import _call
 from kernels.layout import pack_weights
 from kernels.ops import overload
@@ -45,6 +45,34 @@ def test_a_step_is_as_exact_as_autograd_and_torch_sgd(generator: Generator, data
         (steps[0], *single.tensors), (steps[1], *in_torch.state), (steps[2], *exact.state), strict=False
     ):
         assert_as_exact_as_torch(actual, theirs, expected)
+
+
+@pytest.mark.usefixtures("kernel")
+@one_kernel_for_all_examples
+@given(generators(), st.data())
+def test_a_momentum_in_bfloat16_is_rounded_when_it_is_written_and_nothing_else_is(
+    generator: Generator, data: Any
+) -> None:
+    half = generator.to(torch.float32).with_half_momentum()
+    single = half.to(torch.float32)
+    pending = [half.random_factors(data.draw(crops(half))) for _ in range(data.draw(st.integers(0, 2)))]
+    before = Recurrence()
+    for _ in pending:
+        before = half.next(before)
+    last = half.random_factors(data.draw(crops(half)))
+    given = last.codes_SH, last.cin_S, last.cout_S
+    found, expected = (
+        (
+            dense(each, kernels.generate_delayed(each.state, pending, before, *given), last),
+            kernels.code_gradients(each.state, pending, before, last.grad, *given[1:]),
+            kernels.update_generators_(each.state, [*pending, last], each.next(before), before),
+            each.tensors,
+        )
+        for each in (half, single)
+    )
+    basis, bias, basis_momentum, bias_momentum = expected[-1]
+    rounded = (*expected[:-1], (basis, bias, basis_momentum.bfloat16(), bias_momentum))
+    torch.testing.assert_close(found, rounded, rtol=0, atol=0)
 
 
 @pytest.mark.usefixtures("kernel")

@@ -42,6 +42,12 @@ class Generator:
         """A copy in another precision."""
         return replace(self, state=state_of((t.to(dtype, copy=True) for t in self.tensors), self.state.depthwise))
 
+    def with_half_momentum(self) -> "Generator":
+        """A copy whose basis has its momentum in bfloat16."""
+        basis, bias, basis_momentum, bias_momentum = (t.clone() for t in self.tensors)
+        state = state_of((basis, bias, basis_momentum.bfloat16(), bias_momentum), self.state.depthwise)
+        return replace(self, state=state)
+
     def next(self, recurrence: Recurrence | None = None, lr: float | None = None) -> Recurrence:
         """The recurrence after one step more."""
         lr = self.lr if lr is None else lr
