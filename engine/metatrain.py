@@ -108,9 +108,7 @@ class Metatrain(TrainingOptions):
         if self.weights == "shared" and self.hidden is not None:
             raise UserError(f"--hidden {self.hidden}: with --weights shared no weight is generated; give one of them")
         if self.weights == "shared" and self.momentum != "float32":
-            raise UserError(
-                f"--momentum {self.momentum}: with --weights shared legal is float32, no weight is generated"
-            )
+            raise UserError(f"--momentum {self.momentum}: with --weights shared only float32 is legal")
         if self.update not in (None, *DELAYS):
             raise UserError(f"--update {self.update}: choose {' or '.join(DELAYS)}")
         self.step_recipe.check()
