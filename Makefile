@@ -4,6 +4,7 @@
 PYTHON ?= python3
 ENV := .venv
 RUN := $(ENV)/bin/python
+CPP = $(shell git ls-files $(foreach kind,cpp h inc cu cuh,'csrc/*.$(kind)'))
 
 .PHONY: demo test asan bench lint format setup clean
 
@@ -37,12 +38,12 @@ lint: setup
 	$(ENV)/bin/ruff check
 	$(ENV)/bin/ruff format --check
 	$(RUN) -m mypy
-	$(ENV)/bin/clang-format --dry-run --Werror $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc')
+	$(ENV)/bin/clang-format --dry-run --Werror $(CPP)
 
 format: setup
 	$(ENV)/bin/ruff check --fix
 	$(ENV)/bin/ruff format
-	$(ENV)/bin/clang-format -i $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc')
+	$(ENV)/bin/clang-format -i $(CPP)
 
 # The build needs torch, so it is installed before this project and the build is not isolated.
 setup: $(ENV)/.installed

@@ -1,5 +1,5 @@
-// The Python module kernels._extension. Importing it registers the CPU kernels (ops/); it also tells how
-// it was built.
+// The Python module kernels._extension. Importing it registers the kernels (ops/); it also tells how it was
+// built.
 
 #include <pybind11/pybind11.h>
 #include <torch/headeronly/version.h>
@@ -7,8 +7,14 @@
 #include "isa.h"
 #include "peak.h"
 
+// Said by setup.py where it compiled none.
+#ifndef METAPRUNE_NO_CUDA
+#define METAPRUNE_NO_CUDA "the CUDA kernels were not compiled"
+#endif
+
 PYBIND11_MODULE(_extension, module) {
-    module.doc() = "CPU kernels of metaprune.";
+    module.doc() = "C++ and CUDA kernels of metaprune.";
+    module.attr("no_cuda") = METAPRUNE_NO_CUDA;
     module.def(
         "build_info",
         [] {

@@ -18,11 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.ops import NAMESPACE, OPS, REFERENCE_NAMESPACE, overload
+from kernels.ops import CUDA_NAMESPACE, NAMESPACE, OPS, REFERENCE_NAMESPACE, overload
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 CHOICES = ("auto", *BACKENDS)
-KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+KERNEL_DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+}
+NAMESPACE_OF = {"reference": REFERENCE_NAMESPACE, "cpu": NAMESPACE, "triton": NAMESPACE, "cuda": CUDA_NAMESPACE}
 OLDEST_GPU = (8, 0)
 REBUILD = "pip install --no-build-isolation -e ."
 
@@ -93,8 +98,7 @@ def implementation(op: str, like: Tensor) -> Any:
 @cache
 def _implementation(op: str, kind: str, dtype: torch.dtype, choice: str) -> Any:
     """Of the chosen backend, which is part of the key."""
-    backend = chosen(op, kind, dtype)
-    return overload(REFERENCE_NAMESPACE if backend == "reference" else NAMESPACE, op)
+    return overload(NAMESPACE_OF[chosen(op, kind, dtype)], op)
 
 
 def report() -> str:
@@ -112,13 +116,24 @@ def why_not(op: str, backend: str) -> str:
     if backend == "cpu":
         if extension is None:
             return _why_no_extension
-        return "" if _has_kernel(op, "CPU") else "this op has no C++ kernel yet"
+        return "" if _has_kernel(op, backend, "CPU") else "this op has no C++ kernel yet"
+    if backend == "cuda" and (reason := _why_no_cuda()):
+        return reason
     if not torch.cuda.is_available():
         return "no GPU"
+    if torch.cuda.get_device_capability() < OLDEST_GPU:
+        return "the kernels need a GPU of compute capability {}.{}".format(*OLDEST_GPU)
     module = _triton_module(op)
     if backend == "triton" and module:
         return _register_triton(op, module)
-    return "" if not module and _has_kernel(op, "CUDA") else f"this op has no {backend} kernel yet"
+    return "" if backend == "cuda" and _has_kernel(op, backend, "CUDA") else f"this op has no {backend} kernel yet"
+
+
+def _why_no_cuda() -> str:
+    """Why no CUDA C++ kernels were compiled, or nothing."""
+    if extension is None:
+        return _why_no_extension
+    return str(getattr(extension, "no_cuda", f"the extension is not of this version; rebuild it: {REBUILD}"))
 
 
 def _triton_module(op: str) -> str:
@@ -132,19 +147,17 @@ def _register_triton(op: str, module: str) -> str:
     """Make the op's Triton kernel that of CUDA tensors; why that cannot be, or nothing."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install triton"
-    if torch.cuda.get_device_capability() < OLDEST_GPU:
-        return "the Triton kernels need a GPU of compute capability {}.{}".format(*OLDEST_GPU)
     try:
         launch = getattr(importlib.import_module(module), f"{op}_triton")
     except ImportError as error:
         return f"Triton does not load ({error})"
-    if not _has_kernel(op, "CUDA"):
+    if not _has_kernel(op, "triton", "CUDA"):
         torch.library.impl(f"{NAMESPACE}::{op}", "cuda", launch)
     return ""
 
 
-def _has_kernel(op: str, dispatch_key: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", dispatch_key)
+def _has_kernel(op: str, backend: str, dispatch_key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE_OF[backend]}::{op}", dispatch_key)
 
 
 def _why_not_on(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
@@ -152,6 +165,6 @@ def _why_not_on(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
         return ""
     if (backend == "cpu") != (device == "cpu"):
         return f"it does not run on {device} tensors"
-    if dtype not in KERNEL_DTYPES:
-        return f"it computes {' and '.join(map(str, KERNEL_DTYPES))}"
+    if dtype not in KERNEL_DTYPES[backend]:
+        return f"it computes {' and '.join(map(str, KERNEL_DTYPES[backend]))}"
     return why_not(op, backend)

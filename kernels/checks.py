@@ -16,7 +16,7 @@ from torch import Tensor
 from kernels.dense import ACTIVATIONS, compute_dtype
 from kernels.layout import Image, activation_slot, chained_image, output_image, weight_slot
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float64)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_FUSED = 3
 
 

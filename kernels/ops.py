@@ -1,8 +1,9 @@
 """Every op, declared once: schema, reference, fake kernel, gradient.
 
-An op lives in two namespaces. `metaprune::<op>` takes the kernel registered for the device of its arguments
+An op lives in three namespaces. `metaprune::<op>` takes the kernel registered for the device of its arguments
 (C++ for the CPU, one file per op in `csrc/ops/`; Triton for a GPU, `kernels/<op>/triton.py`) and falls back on
 the reference where a device has none.
+`metaprune_cuda::<op>` is the CUDA C++ kernel (`csrc/ops/cuda/`), beside which an op may have one in Triton.
 `metaprune_reference::<op>` is the reference on every device and in every precision: no kernel is ever
 registered there. `kernels.backends` picks.
 
@@ -30,8 +31,10 @@ from kernels.score_logits.reference import score_logits_reference
 from kernels.update_generators.reference import update_generators_reference
 
 NAMESPACE = "metaprune"
+CUDA_NAMESPACE = "metaprune_cuda"
 REFERENCE_NAMESPACE = "metaprune_reference"
-LIBRARIES = {namespace: torch.library.Library(namespace, "FRAGMENT") for namespace in (NAMESPACE, REFERENCE_NAMESPACE)}
+NAMESPACES = (NAMESPACE, CUDA_NAMESPACE, REFERENCE_NAMESPACE)
+LIBRARIES = {namespace: torch.library.Library(namespace, "FRAGMENT") for namespace in NAMESPACES}
 OPS = (
     "generate_weights",
     "ragged_conv",
@@ -58,7 +61,7 @@ def _declare(
     reference: Callable[..., Any],
     fake: Callable[..., Any],
 ) -> None:
-    """Define `name` in both namespaces, with the reference as the kernel of every device that has no other."""
+    """Define `name` in all namespaces, with the reference as the kernel of every device that has no other."""
 
     def checked_fake(*args: Any) -> Any:
         getattr(checks, name)(*args)
@@ -68,7 +71,7 @@ def _declare(
 
 
 def _define(name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    for namespace in (NAMESPACE, REFERENCE_NAMESPACE):
+    for namespace in NAMESPACES:
         qualified = f"{namespace}::{name}"
         torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
         torch.library.impl(qualified, "default", reference)
@@ -76,24 +79,26 @@ def _define(name: str, schema: str, reference: Callable[..., Any], fake: Callabl
 
 
 def _differentiate(name: str, gradient: Callable[[str, tuple[Any, ...], tuple[Any, ...]], list[Any]]) -> None:
-    """Register `gradient(namespace, inputs, output gradients) -> input gradients` in both namespaces."""
+    """Register `gradient(namespace, inputs, output gradients) -> input gradients` in all namespaces."""
     _register_backward(name, lambda namespace, inputs, _, grads, __: gradient(namespace, inputs, grads))
 
 
 def _register_backward(name: str, gradient: Callable[..., list[Any]], outputs: int = 0) -> None:
-    """Register the gradient of an op in both namespaces, which may use the first `outputs` results of the op.
+    """Register the gradient of an op in all namespaces, which may use the first `outputs` results of the op.
 
     It is called as `gradient(namespace, inputs, results, output gradients, which inputs need one)` and returns
-    the gradients of the inputs. An output that nobody used has the gradient None.
+    the gradients of the inputs. An output that nobody used has the gradient None. Behind a CUDA C++ kernel,
+    which may be all that its namespace has, gradients are those of `NAMESPACE`.
     """
 
-    for namespace in (NAMESPACE, REFERENCE_NAMESPACE):
+    for namespace in NAMESPACES:
         _differentiable_in(namespace, name, gradient, outputs)
 
 
 def _differentiable_in(namespace: str, name: str, gradient: Callable[..., list[Any]], outputs: int) -> None:
     # What torch.library.register_autograd does, in a third of the time a call: training makes hundreds in a step.
     op = overload(namespace, name)
+    of_gradient = NAMESPACE if namespace == CUDA_NAMESPACE else namespace
 
     class Differentiable(torch.autograd.Function):
         @staticmethod
@@ -113,7 +118,7 @@ def _differentiable_in(namespace: str, name: str, gradient: Callable[..., list[A
             saved = [None if tensor is None else tensor.detach() for tensor in ctx.saved_tensors]
             pairs = zip(saved[outputs:], ctx.constants, strict=True)
             inputs = tuple(constant if tensor is None else tensor for tensor, constant in pairs)
-            return tuple(gradient(namespace, inputs, saved[:outputs], grads, ctx.needs_input_grad))
+            return tuple(gradient(of_gradient, inputs, saved[:outputs], grads, ctx.needs_input_grad))
 
     def forward(*inputs: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in inputs):

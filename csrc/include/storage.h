@@ -10,6 +10,16 @@ struct BFloat16 {
     std::uint16_t bits;
 };
 
+// On a GPU only.
+struct Float16 {
+    std::uint16_t bits;
+};
+
+template <typename T>
+inline constexpr bool kIsBFloat16 = false;
+template <>
+inline constexpr bool kIsBFloat16<BFloat16> = true;
+
 // Weights of a dense convolution come in panels of this many output channels: kernels/layout.py.
 inline constexpr std::int64_t kPanel = 16;
 

@@ -19,13 +19,18 @@ namespace metaprune {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline void expect(const char* name, const Tensor& tensor, ScalarType dtype,
-                   std::initializer_list<std::int64_t> shape) {
-    bool matches = tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == dtype &&
+inline void expect_here(const char* name, bool here, const Tensor& tensor, ScalarType dtype,
+                        std::initializer_list<std::int64_t> shape) {
+    bool matches = here && tensor.is_contiguous() && tensor.scalar_type() == dtype &&
                    tensor.dim() == static_cast<std::int64_t>(shape.size());
     std::int64_t axis = 0;
     for (const std::int64_t size : shape) matches = matches && tensor.size(axis++) == size;
     STD_TORCH_CHECK(matches, name, " has a shape, dtype, device or strides this kernel does not take");
+}
+
+inline void expect(const char* name, const Tensor& tensor, ScalarType dtype,
+                   std::initializer_list<std::int64_t> shape) {
+    expect_here(name, tensor.is_cpu(), tensor, dtype, shape);
 }
 
 inline const std::int32_t* expect_integers(const char* name, const Tensor& tensor, std::int64_t S,

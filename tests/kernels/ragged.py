@@ -13,7 +13,9 @@ from torch import Tensor
 from kernels.layout import Image, activation_slot, view_activations, weight_slot, write_weights
 
 NAN = float("nan")
-DTYPES = [torch.float32, torch.bfloat16]
+# The kernels under test where they are those of a GPU (gpu/parity.py): triton or cuda.
+GPU_KERNELS = os.environ.get("GPU_KERNELS", "")
+DTYPES = [torch.float32, torch.bfloat16, *([torch.float16] if GPU_KERNELS else [])]
 ACTIVATIONS = ["none", "relu", "relu6"]
 # Triton's interpreter is thousands of times slower than a kernel: fewer and smaller examples for it.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -136,12 +136,41 @@ def test_tensors_on_a_gpu_take_the_triton_kernels() -> None:
     assert as_if_on_a_gpu(code) == [with_kernels, "reference this op has no triton kernel yet"]
 
 
+@needs_triton
+def test_auto_prefers_the_cuda_kernel_and_both_can_be_forced() -> None:
+    code = (
+        "from types import SimpleNamespace; from kernels.ops import CUDA_NAMESPACE;"
+        "b.extension = SimpleNamespace(no_cuda='');"
+        "torch.library.impl(f'{CUDA_NAMESPACE}::ragged_depthwise', 'cuda', lambda *args: None);"
+        "like = SimpleNamespace(device=torch.device('cuda'), dtype=torch.float16);"
+        "print(b.chosen('ragged_depthwise', 'cuda'), b.chosen('ragged_conv', 'cuda'));"
+        "print(b.implementation('ragged_depthwise', like));"
+        "b.use('triton');"
+        "print(b.implementation('ragged_depthwise', like));"
+        "b.use('cuda');"
+        "print(b.implementation('ragged_depthwise', like), b.why_not('ragged_conv', 'cuda'))"
+    )
+    assert as_if_on_a_gpu(code) == [
+        "cuda triton",
+        "metaprune_cuda.ragged_depthwise.default",
+        "metaprune.ragged_depthwise.default",
+        "metaprune_cuda.ragged_depthwise.default this op has no cuda kernel yet",
+    ]
+
+
+def test_without_cuda_kernels_the_report_says_why() -> None:
+    reasons = {backends.why_not(op, "cuda") for op in OPS}
+    if backends.extension is not None and torch.version.cuda is None:
+        assert reasons == {backends.extension.no_cuda}
+    assert "" not in reasons or torch.cuda.is_available()
+
+
 CHOICE = "print(b.chosen('ragged_conv', 'cuda')); print(b.why_not('ragged_conv', 'triton'))"
 
 
 @needs_triton
 def test_a_gpu_that_is_too_old_says_so_and_takes_the_reference() -> None:
-    expected = ["reference", "the Triton kernels need a GPU of compute capability 8.0"]
+    expected = ["reference", "the kernels need a GPU of compute capability 8.0"]
     assert as_if_on_a_gpu(CHOICE, capability=(7, 5)) == expected
 
 

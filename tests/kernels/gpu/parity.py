@@ -1,13 +1,16 @@
-"""The Triton kernels against what every kernel is held to: the tests of the ops themselves.
+"""The kernels of a GPU against what every kernel is held to: the tests of the ops themselves.
 
-Run by test_parity.py in a process of its own. Without a GPU the kernels run on CPU tensors under Triton's
-interpreter, which must have been chosen before Triton is imported, and the tensors have the layout of a GPU's.
+Run by test_parity.py in a process of its own, for the kernels that GPU_KERNELS names: triton or cuda. Without a GPU
+they run on CPU tensors that have the layout of a GPU's: Triton's under its interpreter, which must have been chosen
+before Triton is imported, those in CUDA under emulation (emulated.py).
 """
 
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import emulated
 import pytest
 import ragged
 import test_fused_block
@@ -21,9 +24,9 @@ import torch
 
 import kernels
 from kernels import backends, layout
-from kernels.ops import REFERENCE_NAMESPACE, overload
+from kernels.ops import CUDA_NAMESPACE, REFERENCE_NAMESPACE, overload
 
-OPS = (
+TRITON_OPS = (
     "fused_block",
     "generate_weights",
     "ragged_conv",
@@ -32,26 +35,40 @@ OPS = (
     "ragged_normalise",
     "score_logits",
 )
-LAUNCHERS: dict[str, Callable[..., Any]] = {
-    op: getattr(importlib.import_module(f"kernels.{op}.triton"), f"{op}_triton") for op in OPS
-}
-
-
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def launchers() -> dict[str, Callable[..., Any]]:
+    """By op, the kernel under test."""
+    if ragged.GPU_KERNELS == "triton":
+        return {op: getattr(importlib.import_module(f"kernels.{op}.triton"), f"{op}_triton") for op in TRITON_OPS}
+    if DEVICE == "cpu":
+        emulated.load()
+    return {op: overload(CUDA_NAMESPACE, op) for op in emulated.CUDA_OPS}
+
+
+LAUNCHERS = launchers()
+
+
 @pytest.fixture(autouse=True)
-def kernel(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every op is its Triton kernel, on a GPU if there is one."""
+def kernel(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """Every op is its kernel under test, on a GPU if there is one."""
+    op = getattr(sys.modules[request.function.__module__], "OP", None)
+    if op is not None and op not in LAUNCHERS:
+        pytest.skip(f"{op} has no {ragged.GPU_KERNELS} kernel")
 
     def implementation(op: str, like: torch.Tensor) -> Callable[..., Any]:
         return lambda *args: ragged.moved(LAUNCHERS[op](*ragged.moved(args, DEVICE)), "cpu")
 
     monkeypatch.setattr(backends, "implementation", implementation)
     monkeypatch.setattr(layout, "channels_per_word", lambda dtype, device: 1)
-    return "triton"
+    return ragged.GPU_KERNELS
 
 
+needs_every_op = pytest.mark.skipif(ragged.GPU_KERNELS != "triton", reason="Triton has a kernel for every op")
+
+
+@needs_every_op
 @pytest.mark.parametrize("activation", ragged.ACTIVATIONS)
 def test_a_nan_is_no_number_after_any_activation(activation: str) -> None:
     dense = torch.ones(1, 3, 2, 2)
@@ -69,6 +86,8 @@ def test_convolutions_of_several_tiles_in_every_direction_equal_their_references
     conv = test_ragged_conv.arguments(torch.float32, [70, 33], [70, 40], image)
     depthwise = test_ragged_depthwise.arguments(torch.float32, [70, 33], image)
     for op, arguments, cout in (("ragged_conv", conv, conv[3]), ("ragged_depthwise", depthwise, depthwise[2])):
+        if op not in LAUNCHERS:
+            continue
         arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
         y, sums = backends.implementation(op, arguments[0])(*arguments)
         expected_y, expected_sums = overload(REFERENCE_NAMESPACE, op)(*arguments)
@@ -77,6 +96,7 @@ def test_convolutions_of_several_tiles_in_every_direction_equal_their_references
         torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-2)
 
 
+@needs_every_op
 def test_weights_are_generated_for_more_subnetworks_than_a_tile_takes() -> None:
     count, widths = 40, [1 + s % 5 for s in range(40)]
     case = {

@@ -1,4 +1,4 @@
-"""The Triton kernels against the tests of their ops, in a process of their own (parity.py)."""
+"""The kernels of a GPU against the tests of their ops, in processes of their own (parity.py)."""
 
 import importlib.util
 import os
@@ -7,20 +7,44 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import emulated
 import pytest
 import torch
+
+from kernels import backends
 
 PARITY = Path(__file__).with_name("parity.py")
 
 
-def test_every_kernel_passes_the_tests_of_its_op() -> None:
+def run(kernels: str, **environment: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PARITY)]
+    done = subprocess.run(
+        command,
+        cwd=PARITY.parents[3],
+        env=os.environ | {"GPU_KERNELS": kernels} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_triton_kernel_passes_the_tests_of_its_op() -> None:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
-    environment = dict(os.environ)
-    if not torch.cuda.is_available():
-        if version("triton") < "3.7":
-            pytest.skip("before 3.7, Triton's interpreter knows neither bfloat16 nor loops over a number it is given")
-        environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PARITY)]
-    done = subprocess.run(command, cwd=PARITY.parents[3], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    if torch.cuda.is_available():
+        run("triton")
+        return
+    if version("triton") < "3.7":
+        pytest.skip("before 3.7, Triton's interpreter knows neither bfloat16 nor loops over a number it is given")
+    run("triton", TRITON_INTERPRET="1")
+
+
+def test_every_cuda_kernel_passes_the_tests_of_its_op() -> None:
+    if torch.cuda.is_available():
+        for op in emulated.CUDA_OPS:
+            if reason := backends.why_not(op, "cuda"):
+                pytest.skip(reason)
+    elif emulated.compiler() is None:
+        pytest.skip("no C++ compiler")
+    run("cuda")

@@ -1,0 +1,425 @@
+// ragged_depthwise on a GPU: channels last, 16 bytes of channels to a thread.
+//
+// A block takes a tile of pixels out by up to eight vectors of channels. Windows of 3 with stride 1 or 2, all
+// that the networks have: the tile's pixels in, and a rim of one, go to shared memory once, all copies under
+// way together; then a thread walks down one column of pixels, and each row it reads goes into every output
+// that it is part of. Other windows: tap by tap from global memory.
+//
+// How a tile is cut follows from the subnetwork's own width, so that narrow subnetworks and small images fill
+// blocks too, and a subnetwork is computed in the same order whatever is computed beside it. The grid is
+// sized for the width with most tiles; blocks beyond a subnetwork's end at once.
+
+#include <algorithm>
+
+#include "cuda/ragged_depthwise.h"
+#include "thread.cuh"
+
+namespace metaprune::cuda {
+namespace {
+
+// What is chosen, not computed. 36 KiB and 128 registers a thread let four blocks share a multiprocessor of
+// any GPU: while one computes, three load, some 100 KB where 30 KB hide the latency of an H200's memory.
+constexpr int kThreads = 128;
+constexpr int kBlocks = 4;
+constexpr int kVectors = 8;
+constexpr int kShared = 36 * 1024;
+constexpr int kPixelsPerThread = 8;  // of windows that are not staged
+constexpr int kWindow = 3, kTaps = kWindow * kWindow;
+
+__host__ __device__ constexpr int ceil_div(int n, int d) { return (n + d - 1) / d; }
+__host__ __device__ constexpr int at_most(int n, int limit) { return n < limit ? n : limit; }
+
+// How the pixels out of a subnetwork of `vectors` are cut up.
+struct Tiling {
+    int chunks, vectors;        // of channels: their number, and the vectors of one (the last may have fewer)
+    int columns, rows, images;  // of a tile
+    int across, down, along;    // tiles
+    int in_columns;             // of a tile with its rim
+
+    __host__ __device__ int tiles() const { return across * down * along; }
+};
+
+// Stride 0 stands for windows that are not staged: a tile is a run of pixels.
+__host__ __device__ inline Tiling tiling(int all_vectors, int N, int out_H, int out_W, int stride) {
+    Tiling t{};
+    t.chunks = ceil_div(all_vectors, kVectors);
+    t.vectors = ceil_div(all_vectors, t.chunks);
+    const int walkers = kThreads / t.vectors;
+    if (stride == 0) {
+        t.columns = walkers * kPixelsPerThread;
+        t.rows = t.images = t.down = t.along = 1;
+        t.across = ceil_div(N * out_H * out_W, t.columns);
+        return t;
+    }
+    t.across = ceil_div(out_W, walkers);
+    t.columns = ceil_div(out_W, t.across);
+    t.images = walkers / t.columns;
+    t.in_columns = (t.columns - 1) * stride + kWindow;
+    const int fit = kShared / (t.in_columns * t.images * t.vectors * kVectorBytes);
+    t.down = ceil_div(out_H, (fit - kWindow) / stride + 1);
+    t.rows = ceil_div(out_H, t.down);
+    t.along = ceil_div(N, t.images);
+    return t;
+}
+
+// A block's part of a subnetwork, from the subnetwork's own numbers; `number` is -1 where there is none.
+template <typename T>
+struct Part {
+    Tiling t;
+    int s, channels, padded, number, first;  // the tile's number, and the chunk's first channel
+    int vector, walker;                      // of this thread
+
+    __device__ Part(const RaggedDepthwise<T>& args, int stride) {
+        s = static_cast<int>(blockIdx.y);
+        channels = args.channels[s];
+        padded = (channels + 7) / 8 * 8;
+        t = tiling(padded / kPerVector<T>, args.N, args.out_H, args.out_W, stride);
+        const int chunk = static_cast<int>(blockIdx.x) % t.chunks;
+        number = static_cast<int>(blockIdx.x) / t.chunks;
+        if (number >= t.tiles()) number = -1;
+        first = chunk * t.vectors * kPerVector<T>;
+        // The chunks are as even as may be: only the last can be short.
+        const int here = at_most(t.vectors, (padded - first) / kPerVector<T>);
+        vector = static_cast<int>(threadIdx.x) % t.vectors;
+        walker = static_cast<int>(threadIdx.x) / t.vectors;
+        if (walker >= kThreads / t.vectors || vector >= here) walker = -1;
+    }
+    // This thread's first channel.
+    __device__ int channel() const { return first + vector * kPerVector<T>; }
+};
+
+// Numbers per channel, `otherwise` beyond the subnetwork's own: what lies there is not read.
+template <int kCount>
+__device__ __forceinline__ void per_channel(float (&value)[kCount], const float* row_of, std::int64_t row,
+                                            int limit, int channel, int channels, float otherwise) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+        value[i] =
+            row_of != nullptr && channel + i < channels ? row_of[row * limit + channel + i] : otherwise;
+    }
+}
+
+__device__ __forceinline__ float clamped(float value, Clamp clamp) {
+    return smaller(larger(value, clamp.low), clamp.high);
+}
+
+// The epilogue and the sums of one thread's outputs.
+template <typename T, bool kStatistics>
+struct Finish {
+    static constexpr int kCount = kPerVector<T>;
+    const RaggedDepthwise<T>& args;
+    const Part<T>& part;
+    T* y;
+    float shift[kCount], sum[kCount], square[kCount];
+
+    __device__ Finish(const RaggedDepthwise<T>& args, const Part<T>& part)
+        : args(args), part(part), y(args.y + part.s * args.y_slot + part.channel()) {
+        per_channel(shift, args.shift, part.s, args.max_channels, part.channel(), part.channels, 0.0f);
+        for (int i = 0; i < kCount; ++i) sum[i] = square[i] = 0.0f;
+    }
+
+    // Scales a weight beforehand; with sums, which are of the bare convolution, an output is scaled instead.
+    __device__ void scale(float (&value)[kCount]) const {
+        float scale[kCount];
+        per_channel(scale, args.scale, part.s, args.max_channels, part.channel(), part.channels, 1.0f);
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) value[i] *= scale[i];
+    }
+
+    __device__ __forceinline__ void store(std::int64_t pixel, float (&value)[kCount]) {
+        if constexpr (kStatistics) {
+#pragma unroll
+            for (int i = 0; i < kCount; ++i) {
+                sum[i] += value[i];
+                square[i] += value[i] * value[i];
+            }
+            if (args.scale != nullptr) scale(value);
+        }
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) value[i] = clamped(value[i] + shift[i], args.clamp);
+        store_vector(y + pixel * part.padded, value);
+    }
+
+    // Adds up the sums of the block's threads, vector by vector in the order of their columns.
+    __device__ void add_up() {
+        if constexpr (kStatistics) {
+            auto* of_walker = reinterpret_cast<float*>(shared_memory());
+            const int width = part.t.vectors * kCount, walkers = kThreads / part.t.vectors;
+            __syncthreads();
+            if (part.walker >= 0) {
+                float* mine = of_walker + part.walker * 2 * width + part.vector * kCount;
+#pragma unroll
+                for (int i = 0; i < kCount; ++i) {
+                    mine[i] = sum[i];
+                    mine[width + i] = square[i];
+                }
+            }
+            __syncthreads();
+            for (int i = static_cast<int>(threadIdx.x); i < 2 * width; i += kThreads) {
+                const int channel = part.first + i % width, which = i / width;
+                if (channel >= part.channels) continue;
+                float total = 0.0f;
+                for (int w = 0; w < walkers; ++w) total += of_walker[w * 2 * width + i];
+                const std::int64_t row = part.s * args.tiles + part.number;
+                args.partials[(row * 2 + which) * args.max_channels + channel] = total;
+            }
+        }
+    }
+};
+
+template <typename T>
+__device__ __forceinline__ void multiply_add(float (&sum)[kPerVector<T>], const float (&a)[kPerVector<T>],
+                                             const float (&b)[kPerVector<T>]) {
+#pragma unroll
+    for (int i = 0; i < kPerVector<T>; ++i) sum[i] += a[i] * b[i];
+}
+
+// Windows of 3: where the tile of a block lies, and its copy in shared memory.
+template <typename T, int kStride>
+struct Stage {
+    static constexpr int kCount = kPerVector<T>;
+    const RaggedDepthwise<T>& args;
+    const Part<T>& part;
+    int left, top, image, columns, rows, in_rows;  // pixels out; those that exist
+    T* tile;                                       // [images, in_rows, in_columns, vectors] vectors
+
+    __device__ Stage(const RaggedDepthwise<T>& args, const Part<T>& part) : args(args), part(part) {
+        const Tiling& t = part.t;
+        left = part.number % t.across * t.columns;
+        top = part.number / t.across % t.down * t.rows;
+        image = part.number / t.across / t.down * t.images;
+        columns = at_most(t.columns, args.out_W - left);
+        rows = at_most(t.rows, args.out_H - top);
+        in_rows = (rows - 1) * kStride + kWindow;
+        tile = reinterpret_cast<T*>(shared_memory());
+    }
+
+    // Calls visit(place in shared memory, inside the image?, offset in it) for the vectors this thread
+    // copies.
+    template <typename Visit>
+    __device__ __forceinline__ void for_each(const Visit& visit) const {
+        const Tiling& t = part.t;
+        const int step = kThreads / t.vectors, pixels = t.images * in_rows * t.in_columns;
+        int column = part.walker, row = 0, n = image;
+        for (int pixel = part.walker; pixel < pixels; pixel += step, column += step) {
+            for (; column >= t.in_columns; column -= t.in_columns) {
+                if (++row == in_rows) {
+                    row = 0;
+                    ++n;
+                }
+            }
+            const int iy = top * kStride - 1 + row, ix = left * kStride - 1 + column;
+            const bool inside = n < args.N && iy >= 0 && iy < args.H && ix >= 0 && ix < args.W;
+            const std::int64_t at = (static_cast<std::int64_t>(n) * args.H + iy) * args.W + ix;
+            visit(tile + (pixel * t.vectors + part.vector) * kCount, inside, at * part.padded);
+        }
+    }
+
+    // Copies the tile, zero outside of the image, and takes it through the prologue.
+    __device__ void load() const {
+        if (part.walker >= 0) {
+            const std::int64_t slot = args.source[part.s];
+            const T* x = args.x + slot * args.x_slot + part.channel();
+            for_each(
+                [&](T* to, bool inside, std::int64_t at) { copy_async(to, inside ? x + at : x, inside); });
+            commit_copies();
+            wait_for_copies<0>();
+            if (args.input_scale != nullptr) normalise(slot);
+        }
+        __syncthreads();
+    }
+
+    // Rounded to T, as the reference's own input would be. A thread takes what it copied: no barrier before.
+    __device__ void normalise(std::int64_t slot) const {
+        float scale[kCount], shift[kCount];
+        per_channel(scale, args.input_scale, slot, args.max_channels, part.channel(), part.channels, 0.0f);
+        per_channel(shift, args.input_shift, slot, args.max_channels, part.channel(), part.channels, 0.0f);
+        for_each([&](T* at, bool inside, std::int64_t) {
+            if (!inside) return;
+            float value[kCount];
+            load_vector(at, value);
+#pragma unroll
+            for (int i = 0; i < kCount; ++i) {
+                value[i] = clamped(value[i] * scale[i] + shift[i], args.input_clamp);
+            }
+            store_vector(at, value);
+        });
+    }
+};
+
+template <typename T, int kStride, bool kStatistics>
+__global__ void __launch_bounds__(kThreads, kStatistics ? kBlocks - 1 : kBlocks)
+    staged_kernel(const RaggedDepthwise<T> args) {
+    constexpr int kCount = kPerVector<T>;
+    const Part<T> part(args, kStride);
+    if (part.number < 0) return;
+    const Stage<T, kStride> stage(args, part);
+    stage.load();
+
+    Finish<T, kStatistics> finish(args, part);
+    const int column = part.walker % part.t.columns, image = part.walker / part.t.columns;
+    if (part.walker >= 0 && image < part.t.images && column < stage.columns && stage.image + image < args.N) {
+        float weight[kTaps][kCount];
+        const T* taps = args.weight + args.weight_source[part.s] * args.weight_slot + part.channel();
+#pragma unroll
+        for (int tap = 0; tap < kTaps; ++tap) {
+            load_vector(taps + tap * part.padded, weight[tap]);
+            if (!kStatistics && args.scale != nullptr) finish.scale(weight[tap]);
+        }
+        const int pitch = part.t.vectors * kCount;
+        const T* at = stage.tile + (image * stage.in_rows * part.t.in_columns + column * kStride) * pitch +
+                      part.vector * kCount;
+        std::int64_t pixel =
+            (static_cast<std::int64_t>(stage.image + image) * args.out_H + stage.top) * args.out_W +
+            stage.left + column;
+        // Sums of the outputs that a row in is part of, the uppermost first; it meets them with these rows of
+        // taps: 2, 1, 0 with stride 1; 2 and 0, or 1, with stride 2.
+        float above[kCount] = {}, middle[kCount] = {}, below[kCount] = {};
+#pragma unroll kStride == 1 ? 3 : 2
+        for (int row = 0; row < stage.in_rows; ++row, at += part.t.in_columns * pitch) {
+            const bool even = kStride == 1 || row % 2 == 0;
+#pragma unroll
+            for (int j = 0; j < kWindow; ++j) {
+                float value[kCount];
+                load_vector(at + j * pitch, value);
+                if (kStride == 1 || even) multiply_add<T>(above, weight[2 * kWindow + j], value);
+                if (kStride == 1) multiply_add<T>(middle, weight[kWindow + j], value);
+                if (kStride == 2 && !even) multiply_add<T>(above, weight[kWindow + j], value);
+                if (even) multiply_add<T>(below, weight[j], value);
+            }
+            if (!even) continue;
+            if (row >= kWindow - 1) {
+                finish.store(pixel, above);
+                pixel += args.out_W;
+            }
+#pragma unroll
+            for (int i = 0; i < kCount; ++i) {
+                above[i] = kStride == 1 ? middle[i] : below[i];
+                middle[i] = below[i];
+                below[i] = 0.0f;
+            }
+        }
+    }
+    finish.add_up();
+}
+
+template <typename T, bool kStatistics>
+__global__ void __launch_bounds__(kThreads, kBlocks) direct_kernel(const RaggedDepthwise<T> args) {
+    constexpr int kCount = kPerVector<T>;
+    const Part<T> part(args, 0);
+    if (part.number < 0) return;
+    Finish<T, kStatistics> finish(args, part);
+    if (part.walker >= 0) {
+        const std::int64_t slot = args.source[part.s];
+        const T* x = args.x + slot * args.x_slot + part.channel();
+        const T* taps = args.weight + args.weight_source[part.s] * args.weight_slot + part.channel();
+        float scale[kCount], shift[kCount];
+        per_channel(scale, args.input_scale, slot, args.max_channels, part.channel(), part.channels, 1.0f);
+        per_channel(shift, args.input_shift, slot, args.max_channels, part.channel(), part.channels, 0.0f);
+        const int walkers = kThreads / part.t.vectors, begin = part.number * part.t.columns,
+                  end = at_most(begin + part.t.columns, args.N * args.out_H * args.out_W);
+        for (int pixel = begin + part.walker; pixel < end; pixel += walkers) {
+            const int left = pixel % args.out_W * args.stride - args.kernel / 2,
+                      top = pixel / args.out_W % args.out_H * args.stride - args.kernel / 2;
+            const std::int64_t image = static_cast<std::int64_t>(pixel / args.out_W / args.out_H) * args.H;
+            float sum[kCount] = {};
+            for (int tap = 0; tap < args.kernel * args.kernel; ++tap) {
+                const int iy = top + tap / args.kernel, ix = left + tap % args.kernel;
+                if (iy < 0 || iy >= args.H || ix < 0 || ix >= args.W) continue;
+                float value[kCount], weight[kCount];
+                load_vector(x + ((image + iy) * args.W + ix) * part.padded, value);
+                load_vector(taps + static_cast<std::int64_t>(tap) * part.padded, weight);
+                if (args.input_scale != nullptr) {
+#pragma unroll
+                    for (int i = 0; i < kCount; ++i) {
+                        value[i] = clamped(value[i] * scale[i] + shift[i], args.input_clamp);
+                    }
+                }
+                multiply_add<T>(sum, weight, value);
+            }
+            if (!kStatistics && args.scale != nullptr) finish.scale(sum);
+            finish.store(pixel, sum);
+        }
+    }
+    finish.add_up();
+}
+
+// The sums of all tiles in float64, in the order of the tiles.
+constexpr int kTotalRows = 8;
+
+template <typename T>
+__global__ void total_kernel(const RaggedDepthwise<T> args, int stride) {
+    const int s = static_cast<int>(blockIdx.y), which = static_cast<int>(blockIdx.z);
+    const int thread = static_cast<int>(threadIdx.x), row = thread / kWarp;
+    const int channel = static_cast<int>(blockIdx.x) * kWarp + thread % kWarp, channels = args.channels[s];
+    const int padded = (channels + 7) / 8 * 8;
+    const int tiles = tiling(padded / kPerVector<T>, args.N, args.out_H, args.out_W, stride).tiles();
+    const float* parts = args.partials + (s * args.tiles * 2 + which) * args.max_channels + channel;
+    double sum = 0.0;
+    for (int tile = row; channel < channels && tile < tiles; tile += kTotalRows) {
+        sum += static_cast<double>(parts[static_cast<std::int64_t>(tile) * 2 * args.max_channels]);
+    }
+    auto* of_row = reinterpret_cast<double*>(shared_memory());
+    of_row[thread] = sum;
+    __syncthreads();
+    if (row > 0 || channel >= args.max_channels) return;
+    for (int other = 1; other < kTotalRows; ++other) sum += of_row[other * kWarp + thread];
+    args.sums[(static_cast<std::int64_t>(s) * 2 + which) * args.max_channels + channel] = sum;
+}
+
+// The stride of windows that are staged, 0 of others.
+template <typename T>
+int staged_stride(const RaggedDepthwise<T>& args) {
+    return args.kernel == kWindow && args.stride <= 2 ? args.stride : 0;
+}
+
+template <typename T, bool kStatistics>
+const char* convolve(const RaggedDepthwise<T>& args, dim3 grid, void* stream) {
+    constexpr int kSums = kStatistics ? kThreads * 2 * kPerVector<T> * static_cast<int>(sizeof(float)) : 0;
+    static_assert(kSums <= kShared);
+    const int stride = staged_stride(args);
+    if (stride == 1)
+        return launch(staged_kernel<T, 1, kStatistics>, grid, dim3{kThreads}, kShared, stream, args);
+    if (stride == 2)
+        return launch(staged_kernel<T, 2, kStatistics>, grid, dim3{kThreads}, kShared, stream, args);
+    return launch(direct_kernel<T, kStatistics>, grid, dim3{kThreads}, kSums, stream, args);
+}
+
+}  // namespace
+
+template <typename T>
+std::int64_t depthwise_tiles(const RaggedDepthwise<T>& args) {
+    std::int64_t most = 0;
+    for (int channels = 8; channels < args.max_channels + 8; channels += 8) {
+        const Tiling t =
+            tiling(channels / kPerVector<T>, args.N, args.out_H, args.out_W, staged_stride(args));
+        most = std::max<std::int64_t>(most, t.tiles());
+    }
+    return most;
+}
+
+template <typename T>
+const char* ragged_depthwise(const RaggedDepthwise<T>& args, void* stream) {
+    const int stride = staged_stride(args);
+    unsigned blocks = 0;
+    for (int channels = 8; channels < args.max_channels + 8; channels += 8) {
+        const Tiling t = tiling(channels / kPerVector<T>, args.N, args.out_H, args.out_W, stride);
+        blocks = std::max(blocks, static_cast<unsigned>(t.tiles()) * t.chunks);
+    }
+    const auto S = static_cast<unsigned>(args.S);
+    if (args.partials == nullptr) return convolve<T, false>(args, dim3{blocks, S}, stream);
+    if (const char* wrong = convolve<T, true>(args, dim3{blocks, S}, stream)) return wrong;
+    const dim3 grid{static_cast<unsigned>(ceil_div(args.max_channels, kWarp)), S, 2};
+    return launch(total_kernel<T>, grid, dim3{kTotalRows * kWarp}, kTotalRows * kWarp * sizeof(double),
+                  stream, args, stride);
+}
+
+#define INSTANTIATE(T)                                                   \
+    template std::int64_t depthwise_tiles<T>(const RaggedDepthwise<T>&); \
+    template const char* ragged_depthwise<T>(const RaggedDepthwise<T>&, void*);
+INSTANTIATE(float)
+INSTANTIATE(BFloat16)
+INSTANTIATE(Float16)
+#undef INSTANTIATE
+
+}  // namespace metaprune::cuda

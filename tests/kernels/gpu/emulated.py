@@ -1,0 +1,66 @@
+"""The CUDA kernels as a library for the CPU: their own sources and registrations, under emulation.
+
+The emulation is csrc/cuda/emulated.h. A C++ compiler builds it in some seconds; what it builds is kept in build/ under the digest of all that went in. The
+undefined-behaviour sanitizer, if the compiler has it, watches alignment and overflow.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parents[3]
+CSRC = ROOT / "csrc"
+# An op has a CUDA kernel if it has a registration.
+CUDA_OPS = tuple(sorted(path.stem for path in (CSRC / "ops" / "cuda").glob("*.cpp")))
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+SANITIZE = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
+
+
+def compiler() -> str | None:
+    """The C++ compiler, or None."""
+    return shutil.which(os.environ.get("CXX") or sysconfig.get_config_var("CXX").split()[0]) or shutil.which("g++")
+
+
+def load() -> None:
+    """Register the emulated kernels as those of CPU tensors in `metaprune_cuda`."""
+    headers = [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
+    sources = (*sorted((CSRC / "cuda").glob("*.cu")), *sorted((CSRC / "ops" / "cuda").glob("*.cpp")))
+    options = [STABLE_ABI, "-DMETAPRUNE_EMULATED", *headers]
+    links = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-lc10"]
+    torch.ops.load_library(build("kernels", sources, (*options,), (*links,)))
+
+
+@cache
+def build(name: str, sources: tuple[Path, ...], options: tuple[str, ...], links: tuple[str, ...]) -> Path:
+    """The library of these sources, built if it is not there."""
+    cxx = compiler()
+    assert cxx is not None, "no C++ compiler"
+    flags = [*FLAGS, *(SANITIZE if _has_sanitizer(cxx) else []), "-Wno-unknown-pragmas", f"-I{CSRC / 'include'}"]
+    command = [cxx, *flags, f"-I{CSRC / 'cuda'}", *options, "-x", "c++", *map(str, sources), "-x", "none", *links]
+    read = [*sources, *(path for path in sorted(CSRC.rglob("*")) if path.suffix in (".h", ".cuh"))]
+    digest = hashlib.sha256("\0".join([*command, torch.__version__]).encode())
+    for path in read:
+        digest.update(path.read_bytes())
+    library = ROOT / "build" / "emulated" / f"{name}-{digest.hexdigest()[:16]}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=library.parent, suffix=".so") as unfinished:
+            done = subprocess.run([*command, "-o", unfinished.name], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            os.link(unfinished.name, library)
+    return library
+
+
+@cache
+def _has_sanitizer(cxx: str) -> bool:
+    command = [cxx, *SANITIZE, "-x", "c++", "-", "-o", os.devnull]
+    return subprocess.run(command, input="int main() {}", text=True, capture_output=True, check=False).returncode == 0
