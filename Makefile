@@ -4,7 +4,7 @@
 PYTHON ?= python3
 ENV := .venv
 RUN := $(ENV)/bin/python
-CPP = $(shell git ls-files $(foreach kind,cpp h inc cu cuh,'csrc/*.$(kind)'))
+CPP = $(shell git ls-files $(foreach kind,cpp h inc cu cuh,'*.$(kind)'))
 
 .PHONY: demo test asan bench lint format setup clean
 

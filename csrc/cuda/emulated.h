@@ -332,6 +332,17 @@ std::uint32_t pack(float low, float high) {
 }
 
 template <typename T>
+std::uint32_t larger_pair(std::uint32_t a, std::uint32_t b) {
+    const float2 x = unpack<T>(a), y = unpack<T>(b);
+    return pack<T>(larger(x.x, y.x), larger(x.y, y.y));
+}
+template <typename T>
+std::uint32_t smaller_pair(std::uint32_t a, std::uint32_t b) {
+    const float2 x = unpack<T>(a), y = unpack<T>(b);
+    return pack<T>(smaller(x.x, y.x), smaller(x.y, y.y));
+}
+
+template <typename T>
 void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
     emulated::exchange({a[0], a[1], a[2], a[3], b[0], b[1]}, [&](unsigned lane, auto words) {
         for (unsigned i = 0; i < 4; ++i) {

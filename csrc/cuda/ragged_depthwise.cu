@@ -26,7 +26,12 @@ constexpr int kShared = 36 * 1024;
 constexpr int kPixelsPerThread = 8;  // of windows that are not staged
 constexpr int kWindow = 3, kTaps = kWindow * kWindow;
 
-__host__ __device__ constexpr int ceil_div(int n, int d) { return (n + d - 1) / d; }
+// Of numbers that are not negative: half the instructions of a division that allows for others.
+__host__ __device__ constexpr int quotient(int n, int d) {
+    return static_cast<int>(static_cast<unsigned>(n) / static_cast<unsigned>(d));
+}
+__host__ __device__ constexpr int rest(int n, int d) { return n - quotient(n, d) * d; }
+__host__ __device__ constexpr int ceil_div(int n, int d) { return quotient(n + d - 1, d); }
 __host__ __device__ constexpr int at_most(int n, int limit) { return n < limit ? n : limit; }
 
 // How the pixels out of a subnetwork of `vectors` are cut up.
@@ -44,7 +49,7 @@ __host__ __device__ inline Tiling tiling(int all_vectors, int N, int out_H, int 
     Tiling t{};
     t.chunks = ceil_div(all_vectors, kVectors);
     t.vectors = ceil_div(all_vectors, t.chunks);
-    const int walkers = kThreads / t.vectors;
+    const int walkers = quotient(kThreads, t.vectors);
     if (stride == 0) {
         t.columns = walkers * kPixelsPerThread;
         t.rows = t.images = t.down = t.along = 1;
@@ -53,9 +58,9 @@ __host__ __device__ inline Tiling tiling(int all_vectors, int N, int out_H, int 
     }
     t.across = ceil_div(out_W, walkers);
     t.columns = ceil_div(out_W, t.across);
-    t.images = walkers / t.columns;
+    t.images = quotient(walkers, t.columns);
     t.in_columns = (t.columns - 1) * stride + kWindow;
-    const int fit = kShared / (t.in_columns * t.images * t.vectors * kVectorBytes);
+    const int fit = quotient(kShared, t.in_columns * t.images * t.vectors * kVectorBytes);
     t.down = ceil_div(out_H, (fit - kWindow) / stride + 1);
     t.rows = ceil_div(out_H, t.down);
     t.along = ceil_div(N, t.images);
@@ -67,22 +72,23 @@ template <typename T>
 struct Part {
     Tiling t;
     int s, channels, padded, number, first;  // the tile's number, and the chunk's first channel
-    int vector, walker;                      // of this thread
+    int walkers, walker, vector;             // columns walked at once, and this thread's
 
     __device__ Part(const RaggedDepthwise<T>& args, int stride) {
         s = static_cast<int>(blockIdx.y);
         channels = args.channels[s];
         padded = (channels + 7) / 8 * 8;
         t = tiling(padded / kPerVector<T>, args.N, args.out_H, args.out_W, stride);
-        const int chunk = static_cast<int>(blockIdx.x) % t.chunks;
-        number = static_cast<int>(blockIdx.x) / t.chunks;
+        const int chunk = rest(static_cast<int>(blockIdx.x), t.chunks);
+        number = quotient(static_cast<int>(blockIdx.x), t.chunks);
         if (number >= t.tiles()) number = -1;
         first = chunk * t.vectors * kPerVector<T>;
         // The chunks are as even as may be: only the last can be short.
         const int here = at_most(t.vectors, (padded - first) / kPerVector<T>);
-        vector = static_cast<int>(threadIdx.x) % t.vectors;
-        walker = static_cast<int>(threadIdx.x) / t.vectors;
-        if (walker >= kThreads / t.vectors || vector >= here) walker = -1;
+        walkers = quotient(kThreads, t.vectors);
+        vector = rest(static_cast<int>(threadIdx.x), t.vectors);
+        walker = quotient(static_cast<int>(threadIdx.x), t.vectors);
+        if (walker >= walkers || vector >= here) walker = -1;
     }
     // This thread's first channel.
     __device__ int channel() const { return first + vector * kPerVector<T>; }
@@ -103,48 +109,71 @@ __device__ __forceinline__ float clamped(float value, Clamp clamp) {
     return smaller(larger(value, clamp.low), clamp.high);
 }
 
-// The epilogue and the sums of one thread's outputs.
+// The epilogue and the sums of one thread's outputs. What it multiplies and adds lies in shared memory,
+// behind the tile: registers are what limits the blocks of a multiprocessor. There is a barrier between the
+// constructor and the first use.
 template <typename T, bool kStatistics>
 struct Finish {
     static constexpr int kCount = kPerVector<T>;
     const RaggedDepthwise<T>& args;
     const Part<T>& part;
-    T* y;
-    float shift[kCount], sum[kCount], square[kCount];
+    const float *scales, *shifts;  // of this thread's channels
+    float sum[kCount], square[kCount];
 
-    __device__ Finish(const RaggedDepthwise<T>& args, const Part<T>& part)
-        : args(args), part(part), y(args.y + part.s * args.y_slot + part.channel()) {
-        per_channel(shift, args.shift, part.s, args.max_channels, part.channel(), part.channels, 0.0f);
+    __device__ Finish(const RaggedDepthwise<T>& args, const Part<T>& part) : args(args), part(part) {
+        auto* behind_tile = reinterpret_cast<float*>(shared_memory() + kShared);
+        const int width = part.t.vectors * kCount;
+        for (int i = static_cast<int>(threadIdx.x); i < width; i += kThreads) {
+            const int channel = part.first + i;
+            const std::int64_t at = static_cast<std::int64_t>(part.s) * args.max_channels + channel;
+            // What lies beyond a subnetwork's channels is not read.
+            const bool known = channel < part.channels;
+            behind_tile[i] = known && args.scale != nullptr ? args.scale[at] : 1.0f;
+            behind_tile[width + i] = known && args.shift != nullptr ? args.shift[at] : 0.0f;
+        }
+        scales = behind_tile + part.vector * kCount;
+        shifts = scales + width;
         for (int i = 0; i < kCount; ++i) sum[i] = square[i] = 0.0f;
     }
 
-    // Scales a weight beforehand; with sums, which are of the bare convolution, an output is scaled instead.
-    __device__ void scale(float (&value)[kCount]) const {
-        float scale[kCount];
-        per_channel(scale, args.scale, part.s, args.max_channels, part.channel(), part.channels, 1.0f);
+    // What a sum of products begins with: shifted, unless sums over outputs are wanted of the bare
+    // convolution.
+    __device__ __forceinline__ void begin(float (&value)[kCount]) const {
+        asm volatile("" ::: "memory");  // read again for every pixel, not kept
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) value[i] *= scale[i];
+        for (int i = 0; i < kCount; ++i) value[i] = kStatistics ? 0.0f : shifts[i];
     }
 
-    __device__ __forceinline__ void store(std::int64_t pixel, float (&value)[kCount]) {
+    // For the same reason weights are scaled, or else outputs.
+    __device__ __forceinline__ void scale(float (&value)[kCount]) const {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) value[i] *= scales[i];
+    }
+
+    // Where the channels of a pixel go.
+    __device__ T* pixel(std::int64_t number) const {
+        return args.y + part.s * args.y_slot + number * part.padded + part.channel();
+    }
+
+    __device__ __forceinline__ void store(T* to, float (&value)[kCount]) {
         if constexpr (kStatistics) {
 #pragma unroll
             for (int i = 0; i < kCount; ++i) {
                 sum[i] += value[i];
                 square[i] += value[i] * value[i];
             }
-            if (args.scale != nullptr) scale(value);
-        }
+            scale(value);
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) value[i] = clamped(value[i] + shift[i], args.clamp);
-        store_vector(y + pixel * part.padded, value);
+            for (int i = 0; i < kCount; ++i) value[i] += shifts[i];
+        }
+        store_vector(to, value, args.clamp);
     }
 
     // Adds up the sums of the block's threads, vector by vector in the order of their columns.
     __device__ void add_up() {
         if constexpr (kStatistics) {
             auto* of_walker = reinterpret_cast<float*>(shared_memory());
-            const int width = part.t.vectors * kCount, walkers = kThreads / part.t.vectors;
+            const int width = part.t.vectors * kCount;
             __syncthreads();
             if (part.walker >= 0) {
                 float* mine = of_walker + part.walker * 2 * width + part.vector * kCount;
@@ -159,7 +188,7 @@ struct Finish {
                 const int channel = part.first + i % width, which = i / width;
                 if (channel >= part.channels) continue;
                 float total = 0.0f;
-                for (int w = 0; w < walkers; ++w) total += of_walker[w * 2 * width + i];
+                for (int w = 0; w < part.walkers; ++w) total += of_walker[w * 2 * width + i];
                 const std::int64_t row = part.s * args.tiles + part.number;
                 args.partials[(row * 2 + which) * args.max_channels + channel] = total;
             }
@@ -185,33 +214,35 @@ struct Stage {
 
     __device__ Stage(const RaggedDepthwise<T>& args, const Part<T>& part) : args(args), part(part) {
         const Tiling& t = part.t;
-        left = part.number % t.across * t.columns;
-        top = part.number / t.across % t.down * t.rows;
-        image = part.number / t.across / t.down * t.images;
+        const int row = quotient(part.number, t.across);
+        left = rest(part.number, t.across) * t.columns;
+        top = rest(row, t.down) * t.rows;
+        image = quotient(row, t.down) * t.images;
         columns = at_most(t.columns, args.out_W - left);
         rows = at_most(t.rows, args.out_H - top);
         in_rows = (rows - 1) * kStride + kWindow;
         tile = reinterpret_cast<T*>(shared_memory());
     }
 
-    // Calls visit(place in shared memory, inside the image?, offset in it) for the vectors this thread
-    // copies.
+    // Calls visit(place in shared memory, place in `slot` of x, inside the image?) for the vectors this
+    // thread copies: one column of pixels after another, from top to bottom.
     template <typename Visit>
-    __device__ __forceinline__ void for_each(const Visit& visit) const {
+    __device__ __forceinline__ void for_each(const T* slot, const Visit& visit) const {
         const Tiling& t = part.t;
-        const int step = kThreads / t.vectors, pixels = t.images * in_rows * t.in_columns;
-        int column = part.walker, row = 0, n = image;
-        for (int pixel = part.walker; pixel < pixels; pixel += step, column += step) {
-            for (; column >= t.in_columns; column -= t.in_columns) {
-                if (++row == in_rows) {
-                    row = 0;
-                    ++n;
-                }
+        const int pitch = t.vectors * kCount, first_row = top * kStride - 1;
+        const std::int64_t below = static_cast<std::int64_t>(args.W) * part.padded;
+        for (int line = part.walker; line < t.images * t.in_columns; line += part.walkers) {
+            const int of_tile = quotient(line, t.in_columns), column = rest(line, t.in_columns);
+            const int n = image + of_tile, ix = left * kStride - 1 + column;
+            const bool exists = n < args.N && ix >= 0 && ix < args.W;
+            T* to = tile + (of_tile * in_rows * t.in_columns + column) * pitch + part.vector * kCount;
+            const T* from = slot + (static_cast<std::int64_t>(n) * args.H + first_row) * below +
+                            static_cast<std::int64_t>(ix) * part.padded;
+#pragma unroll 4
+            for (int row = 0; row < in_rows; ++row, to += t.in_columns * pitch, from += below) {
+                const auto iy = static_cast<unsigned>(first_row + row);
+                visit(to, from, exists && iy < static_cast<unsigned>(args.H));
             }
-            const int iy = top * kStride - 1 + row, ix = left * kStride - 1 + column;
-            const bool inside = n < args.N && iy >= 0 && iy < args.H && ix >= 0 && ix < args.W;
-            const std::int64_t at = (static_cast<std::int64_t>(n) * args.H + iy) * args.W + ix;
-            visit(tile + (pixel * t.vectors + part.vector) * kCount, inside, at * part.padded);
         }
     }
 
@@ -220,29 +251,26 @@ struct Stage {
         if (part.walker >= 0) {
             const std::int64_t slot = args.source[part.s];
             const T* x = args.x + slot * args.x_slot + part.channel();
-            for_each(
-                [&](T* to, bool inside, std::int64_t at) { copy_async(to, inside ? x + at : x, inside); });
+            for_each(x, [](T* to, const T* from, bool inside) { copy_async(to, from, inside); });
             commit_copies();
             wait_for_copies<0>();
-            if (args.input_scale != nullptr) normalise(slot);
+            if (args.input_scale != nullptr) normalise(slot, x);
         }
         __syncthreads();
     }
 
     // Rounded to T, as the reference's own input would be. A thread takes what it copied: no barrier before.
-    __device__ void normalise(std::int64_t slot) const {
+    __device__ void normalise(std::int64_t slot, const T* x) const {
         float scale[kCount], shift[kCount];
         per_channel(scale, args.input_scale, slot, args.max_channels, part.channel(), part.channels, 0.0f);
         per_channel(shift, args.input_shift, slot, args.max_channels, part.channel(), part.channels, 0.0f);
-        for_each([&](T* at, bool inside, std::int64_t) {
+        for_each(x, [&](T* at, const T*, bool inside) {
             if (!inside) return;
             float value[kCount];
             load_vector(at, value);
 #pragma unroll
-            for (int i = 0; i < kCount; ++i) {
-                value[i] = clamped(value[i] * scale[i] + shift[i], args.input_clamp);
-            }
-            store_vector(at, value);
+            for (int i = 0; i < kCount; ++i) value[i] = value[i] * scale[i] + shift[i];
+            store_vector(at, value, args.input_clamp);
         });
     }
 };
@@ -254,49 +282,63 @@ __global__ void __launch_bounds__(kThreads, kStatistics ? kBlocks - 1 : kBlocks)
     const Part<T> part(args, kStride);
     if (part.number < 0) return;
     const Stage<T, kStride> stage(args, part);
+    Finish<T, kStatistics> finish(args, part);
     stage.load();
 
-    Finish<T, kStatistics> finish(args, part);
-    const int column = part.walker % part.t.columns, image = part.walker / part.t.columns;
+    const int column = rest(part.walker, part.t.columns), image = quotient(part.walker, part.t.columns);
     if (part.walker >= 0 && image < part.t.images && column < stage.columns && stage.image + image < args.N) {
         float weight[kTaps][kCount];
         const T* taps = args.weight + args.weight_source[part.s] * args.weight_slot + part.channel();
 #pragma unroll
         for (int tap = 0; tap < kTaps; ++tap) {
             load_vector(taps + tap * part.padded, weight[tap]);
-            if (!kStatistics && args.scale != nullptr) finish.scale(weight[tap]);
+            if (!kStatistics) finish.scale(weight[tap]);
         }
         const int pitch = part.t.vectors * kCount;
         const T* at = stage.tile + (image * stage.in_rows * part.t.in_columns + column * kStride) * pitch +
                       part.vector * kCount;
-        std::int64_t pixel =
-            (static_cast<std::int64_t>(stage.image + image) * args.out_H + stage.top) * args.out_W +
-            stage.left + column;
-        // Sums of the outputs that a row in is part of, the uppermost first; it meets them with these rows of
-        // taps: 2, 1, 0 with stride 1; 2 and 0, or 1, with stride 2.
-        float above[kCount] = {}, middle[kCount] = {}, below[kCount] = {};
-#pragma unroll kStride == 1 ? 3 : 2
-        for (int row = 0; row < stage.in_rows; ++row, at += part.t.in_columns * pitch) {
-            const bool even = kStride == 1 || row % 2 == 0;
+        T* to = finish.pixel((static_cast<std::int64_t>(stage.image + image) * args.out_H + stage.top) *
+                                 args.out_W +
+                             stage.left + column);
+        const auto take_row = [&](const auto& take) {
 #pragma unroll
             for (int j = 0; j < kWindow; ++j) {
                 float value[kCount];
                 load_vector(at + j * pitch, value);
-                if (kStride == 1 || even) multiply_add<T>(above, weight[2 * kWindow + j], value);
-                if (kStride == 1) multiply_add<T>(middle, weight[kWindow + j], value);
-                if (kStride == 2 && !even) multiply_add<T>(above, weight[kWindow + j], value);
-                if (even) multiply_add<T>(below, weight[j], value);
+                take(j, value);
             }
-            if (!even) continue;
-            if (row >= kWindow - 1) {
-                finish.store(pixel, above);
-                pixel += args.out_W;
+            at += part.t.in_columns * pitch;
+        };
+        // `first` is the output that needs the next row in, `second` the one below it, which overlaps it.
+        float first[kCount], second[kCount];
+        finish.begin(first);
+        take_row([&](int j, const auto& value) { multiply_add<T>(first, weight[j], value); });
+        if constexpr (kStride == 1) {
+            finish.begin(second);
+            take_row([&](int j, const auto& value) {
+                multiply_add<T>(first, weight[kWindow + j], value);
+                multiply_add<T>(second, weight[j], value);
+            });
+        }
+#pragma unroll kStatistics || kStride == 2 ? 1 : 3
+        for (int row = 0; row < stage.rows; ++row) {
+            float third[kCount];
+            if constexpr (kStride == 2) {
+                take_row(
+                    [&](int j, const auto& value) { multiply_add<T>(first, weight[kWindow + j], value); });
             }
+            finish.begin(third);
+            take_row([&](int j, const auto& value) {
+                multiply_add<T>(first, weight[2 * kWindow + j], value);
+                if (kStride == 1) multiply_add<T>(second, weight[kWindow + j], value);
+                multiply_add<T>(third, weight[j], value);
+            });
+            finish.store(to, first);
+            to += static_cast<std::int64_t>(args.out_W) * part.padded;
 #pragma unroll
             for (int i = 0; i < kCount; ++i) {
-                above[i] = kStride == 1 ? middle[i] : below[i];
-                middle[i] = below[i];
-                below[i] = 0.0f;
+                first[i] = kStride == 1 ? second[i] : third[i];
+                second[i] = third[i];
             }
         }
     }
@@ -309,6 +351,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) direct_kernel(const RaggedD
     const Part<T> part(args, 0);
     if (part.number < 0) return;
     Finish<T, kStatistics> finish(args, part);
+    __syncthreads();
     if (part.walker >= 0) {
         const std::int64_t slot = args.source[part.s];
         const T* x = args.x + slot * args.x_slot + part.channel();
@@ -316,19 +359,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks) direct_kernel(const RaggedD
         float scale[kCount], shift[kCount];
         per_channel(scale, args.input_scale, slot, args.max_channels, part.channel(), part.channels, 1.0f);
         per_channel(shift, args.input_shift, slot, args.max_channels, part.channel(), part.channels, 0.0f);
-        const int walkers = kThreads / part.t.vectors, begin = part.number * part.t.columns,
+        const int begin = part.number * part.t.columns,
                   end = at_most(begin + part.t.columns, args.N * args.out_H * args.out_W);
-        for (int pixel = begin + part.walker; pixel < end; pixel += walkers) {
+        for (int pixel = begin + part.walker; pixel < end; pixel += part.walkers) {
             const int left = pixel % args.out_W * args.stride - args.kernel / 2,
                       top = pixel / args.out_W % args.out_H * args.stride - args.kernel / 2;
             const std::int64_t image = static_cast<std::int64_t>(pixel / args.out_W / args.out_H) * args.H;
-            float sum[kCount] = {};
+            float sum[kCount];
+            finish.begin(sum);
             for (int tap = 0; tap < args.kernel * args.kernel; ++tap) {
                 const int iy = top + tap / args.kernel, ix = left + tap % args.kernel;
                 if (iy < 0 || iy >= args.H || ix < 0 || ix >= args.W) continue;
                 float value[kCount], weight[kCount];
                 load_vector(x + ((image + iy) * args.W + ix) * part.padded, value);
                 load_vector(taps + static_cast<std::int64_t>(tap) * part.padded, weight);
+                if (!kStatistics) finish.scale(weight);
                 if (args.input_scale != nullptr) {
 #pragma unroll
                     for (int i = 0; i < kCount; ++i) {
@@ -337,8 +382,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) direct_kernel(const RaggedD
                 }
                 multiply_add<T>(sum, weight, value);
             }
-            if (!kStatistics && args.scale != nullptr) finish.scale(sum);
-            finish.store(pixel, sum);
+            finish.store(finish.pixel(pixel), sum);
         }
     }
     finish.add_up();
@@ -375,14 +419,15 @@ int staged_stride(const RaggedDepthwise<T>& args) {
 
 template <typename T, bool kStatistics>
 const char* convolve(const RaggedDepthwise<T>& args, dim3 grid, void* stream) {
-    constexpr int kSums = kStatistics ? kThreads * 2 * kPerVector<T> * static_cast<int>(sizeof(float)) : 0;
-    static_assert(kSums <= kShared);
+    constexpr int kFloat = static_cast<int>(sizeof(float));
+    static_assert(kThreads * 2 * kPerVector<T> * kFloat <= kShared, "sums take the place of the tile");
+    constexpr int kBytes = kShared + 2 * kVectors * kPerVector<T> * kFloat;
     const int stride = staged_stride(args);
     if (stride == 1)
-        return launch(staged_kernel<T, 1, kStatistics>, grid, dim3{kThreads}, kShared, stream, args);
+        return launch(staged_kernel<T, 1, kStatistics>, grid, dim3{kThreads}, kBytes, stream, args);
     if (stride == 2)
-        return launch(staged_kernel<T, 2, kStatistics>, grid, dim3{kThreads}, kShared, stream, args);
-    return launch(direct_kernel<T, kStatistics>, grid, dim3{kThreads}, kSums, stream, args);
+        return launch(staged_kernel<T, 2, kStatistics>, grid, dim3{kThreads}, kBytes, stream, args);
+    return launch(direct_kernel<T, kStatistics>, grid, dim3{kThreads}, kBytes, stream, args);
 }
 
 }  // namespace

@@ -19,6 +19,7 @@
 #include "emulated.h"
 #endif
 
+#include "clamp.h"
 #include "storage.h"
 
 namespace metaprune {
@@ -126,6 +127,28 @@ __device__ __forceinline__ float smaller(float a, float b) {
     return result;
 }
 
+// The same of the two numbers in a word.
+template <typename T>
+__device__ __forceinline__ std::uint32_t larger_pair(std::uint32_t a, std::uint32_t b) {
+    std::uint32_t result;
+    if constexpr (kIsBFloat16<T>) {
+        asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+    } else {
+        asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+    }
+    return result;
+}
+template <typename T>
+__device__ __forceinline__ std::uint32_t smaller_pair(std::uint32_t a, std::uint32_t b) {
+    std::uint32_t result;
+    if constexpr (kIsBFloat16<T>) {
+        asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+    } else {
+        asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+    }
+    return result;
+}
+
 // Two 16-bit numbers in a word, the first in its lower half.
 template <typename T>
 __device__ __forceinline__ float2 unpack(std::uint32_t word) {
@@ -175,6 +198,26 @@ __device__ __forceinline__ void store_vector(T* to, const float (&value)[kPerVec
         memcpy(word, value, sizeof word);
     } else {
         for (int i = 0; i < 4; ++i) word[i] = pack<T>(value[2 * i], value[2 * i + 1]);
+    }
+    *reinterpret_cast<uint4*>(to) = uint4{word[0], word[1], word[2], word[3]};
+}
+
+// Writes clamp(value): the bounds are numbers of T, so that numbers may be rounded first and compared in
+// pairs.
+template <typename T>
+__device__ __forceinline__ void store_vector(T* to, const float (&value)[kPerVector<T>], Clamp clamp) {
+    std::uint32_t word[4];
+    if constexpr (sizeof(T) == 4) {
+        for (int i = 0; i < 4; ++i) {
+            const float clamped = smaller(larger(value[i], clamp.low), clamp.high);
+            memcpy(&word[i], &clamped, sizeof clamped);
+        }
+    } else {
+        const std::uint32_t low = pack<T>(clamp.low, clamp.low), high = pack<T>(clamp.high, clamp.high);
+        for (int i = 0; i < 4; ++i) {
+            const std::uint32_t pair = pack<T>(value[2 * i], value[2 * i + 1]);
+            word[i] = smaller_pair<T>(larger_pair<T>(pair, low), high);
+        }
     }
     *reinterpret_cast<uint4*>(to) = uint4{word[0], word[1], word[2], word[3]};
 }

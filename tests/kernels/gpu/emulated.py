@@ -1,7 +1,8 @@
 """The CUDA kernels as a library for the CPU: their own sources and registrations, under emulation.
 
-The emulation is csrc/cuda/emulated.h. A C++ compiler builds it in some seconds; what it builds is kept in build/ under the digest of all that went in. The
-undefined-behaviour sanitizer, if the compiler has it, watches alignment and overflow.
+The emulation is csrc/cuda/emulated.h. A C++ compiler builds the library in some seconds; it is kept in build/ under
+the digest of all that went in. The undefined-behaviour sanitizer, if the compiler has it, watches alignment and
+overflow.
 """
 
 import hashlib
