@@ -17,6 +17,7 @@ from torch import Tensor
 import kernels
 from engine.pruningnet import NORM_EPSILON, PruningNet
 from engine.space import IMAGE, Conv, Space, max_width
+from engine.stages import stage
 from engine.trie import Instances, blocks, last_reads, materialised
 from kernels import BlockConv, layout
 from kernels.layout import Image
@@ -202,7 +203,8 @@ class _Calibration(_Tensors):
     def layer(self, net: PruningNet, index: int, instances: Instances) -> Layer:
         """Generate the weights of one layer, run it, and keep its output."""
         conv = self.space.convs[index]
-        weight = self._weights(net, index, instances.weight_genome_WG)
+        with stage("weights"):
+            weight = self._weights(net, index, instances.weight_genome_WG)
         genome_SG = instances.weight_genome_WG[instances.weight_S]
         cin_S, cout_S = self._widths(conv, genome_SG)
         image = layout.output_image(self.images[conv.source], conv.kernel, conv.stride)

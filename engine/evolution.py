@@ -24,6 +24,7 @@ from engine.random import random_bits, random_integers, random_uniform, stream_k
 from engine.rows import group_rows
 from engine.sampling import draw, sample
 from engine.space.budget import Budget, Quantity
+from engine.stages import stage
 
 # Proposals per genome wanted, and rounds of proposals before a generation is filled up by other means.
 OVERSAMPLING = 8
@@ -127,7 +128,8 @@ def ask(state: SearchState, settings: SearchSettings, budget: Budget, costs: Seq
     if len(state.pending):
         raise ValueError("tell the scores of the last generation before asking for another")
     proposals = _Proposals(state, budget)
-    parents = parents_of(state, settings, costs)
+    with stage("selection"):
+        parents = parents_of(state, settings, costs)
     if len(parents.index_P):
         probability = settings.mutation_probability
         proposals.fill(Origin.MUTATION, settings.mutants, lambda key, k: mutate(key, parents, k, budget, probability))
@@ -234,10 +236,13 @@ class _Proposals:
             if wanted <= 0:
                 return
             stream = (self.state.seed, self.state.generation, int(origin), len(self.origin), round_number)
-            genome_KG, parent_K2 = propose(stream_key("propose", *stream), wanted * oversampling)
-            fits_K = self.budget.fits(genome_KG).nonzero()[:, 0]
-            genome_KG, parent_K2 = genome_KG.index_select(0, fits_K), parent_K2.index_select(0, fits_K)
-            new_K = is_new(self.genome_VG, genome_KG).nonzero()[:wanted, 0]
+            with stage("proposals"):
+                genome_KG, parent_K2 = propose(stream_key("propose", *stream), wanted * oversampling)
+            with stage("costs and filter"):
+                fits_K = self.budget.fits(genome_KG).nonzero()[:, 0]
+                genome_KG, parent_K2 = genome_KG.index_select(0, fits_K), parent_K2.index_select(0, fits_K)
+            with stage("duplicates"):
+                new_K = is_new(self.genome_VG, genome_KG).nonzero()[:wanted, 0]
             self.genome_VG = torch.cat([self.genome_VG, genome_KG[new_K]])
             self.parent_V2 = torch.cat([self.parent_V2, parent_K2[new_K]])
             self.origin += [int(origin)] * len(new_K)

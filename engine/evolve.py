@@ -11,11 +11,13 @@ Needs a PruningNet from ``engine.metatrain``. Writes to its output folder
     structure.json    the best structure            uniform.json   the uniform one within the same budget
     candidates.csv    everything that was scored    state.json     what resuming needs
     latency.json      predicted and measured milliseconds, when a latency table was given
+    profile.json      where the time of the generations went, with --profile
     front/ front.csv front.png                      the Pareto front, when there are several objectives
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -27,8 +29,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from engine import stages
 from engine.errors import UserError
-from engine.evolution import SearchSettings, initial_state
+from engine.evolution import SearchSettings, SearchState, initial_state
+from engine.files import write_atomically
 from engine.memory import parse_memory
 from engine.metatrain import DEFAULT_RUN, run_option
 from engine.run import directory, ranks
@@ -100,6 +104,8 @@ class Evolve(LimitOptions):
     """Continue an interrupted search; the result is that of an uninterrupted one."""
     overwrite: bool = False
     """Replace the search in the output folder."""
+    profile: bool = False
+    """Say where the time of the generations went, as a table and in profile.json."""
 
 
 def main(options: Evolve) -> None:
@@ -137,7 +143,9 @@ def main(options: Evolve) -> None:
         directory.start_output(out, options, identity)
     cache = ScoreCache(run.folder, scoring.key, len(scoring.images.subset))
     search = Search(settings, costs, known, budget, pareto, options.race, run, scoring, cache, scorer, out, identity)
-    state = run_generations(search, state or initial_state(len(costs.space.genes), options.seed, device), console)
+    state = state or initial_state(len(costs.space.genes), options.seed, device)
+    run_all = _profiled if options.profile else run_generations
+    state = run_all(search, state, console)
 
     structures = {"structure": scored_structure(search, best_genome(search, state))}
     structures["uniform"] = uniform_structure(search)
@@ -152,6 +160,19 @@ def main(options: Evolve) -> None:
         print(f"front of {len(front)} structures: {out / 'front.csv'}, {out / 'front.png'}")
     best = shlex.quote(str(out / "structure.json"))
     print(f"next: python -m engine.retrain --structure {best}{run_option(options.run)}")
+
+
+def _profiled(search: Search, state: SearchState, console: Console) -> SearchState:
+    """`run_generations`; then a table of where their time went, and the same in ``profile.json``."""
+    first = state.generation
+    with stages.recorded(search.scoring.device) as record:
+        state = run_generations(search, state, console)
+        seconds = {name: took for name, took in record.seconds().items() if took}
+    generations = state.generation - first
+    Console().print(stages.table(seconds, generations))
+    content = {"device": search.scoring.device.type, "generations": generations, "seconds": seconds}
+    write_atomically(search.out / "profile.json", json.dumps(content, indent=2) + "\n")
+    return state
 
 
 def assist(options: Evolve, next_work: Callable[[], Any], answer: Callable[[Any], None]) -> None:

@@ -29,6 +29,7 @@ from engine.memory import default_memory, is_out_of_memory
 from engine.pruningnet import PruningNet
 from engine.racing import Race
 from engine.rows import group_rows
+from engine.stages import each, stage
 from engine.trie import activation_bytes, plan
 
 
@@ -121,9 +122,11 @@ def score_passes(
     memory = memory or default_memory(genome_PG.device)
     slices = race.slices if race else [torch.arange(len(images.subset)) if positions is None else positions]
     # Neighbours in lexicographic order share the longest prefixes.
-    order = group_rows(genome_PG)[0].argsort(stable=True)
+    with stage("sharing"):
+        order = group_rows(genome_PG)[0].argsort(stable=True)
     while len(order):
-        count = genomes_per_pass(net, genome_PG[order], images, memory)
+        with stage("sharing"):
+            count = genomes_per_pass(net, genome_PG[order], images, memory)
         try:
             scores = _score_pass(net, genome_PG[order[:count]], images, memory, slices, race)
         except (MemoryError, RuntimeError) as error:
@@ -166,20 +169,24 @@ def _score_pass(
     slices: list[Tensor],
     race: Race | None,
 ) -> Scores:
-    layers = plan(net.space, genome_PG)
-    calibrated = calibrate(net, layers, images.calibration_NCHW)
+    with stage("sharing"):
+        layers = plan(net.space, genome_PG)
+    with stage("calibration"):
+        calibrated = calibrate(net, layers, images.calibration_NCHW)
     resolution = images.preprocessing.resolution
     per_image = activation_bytes(net.space, layers, (1, resolution, resolution), net.precision.itemsize)
     size = max(1, min(len(images.subset), memory // per_image))
     scores = Scores.empty(len(genome_PG), len(images.subset), genome_PG.device)
     running_P = torch.arange(len(genome_PG), device=genome_PG.device)
     for number, positions in enumerate(slices):
-        for part, images_NCHW, labels_N in images.chunks(positions, size):
-            right_PN, loss_PN = count_correct(calibrated, images_NCHW, labels_N)
-            cells = running_P[:, None], part.to(running_P.device)
-            scores.right_PN[cells], scores.loss_PN[cells], scores.seen_PN[cells] = right_PN, loss_PN, True
+        for part, images_NCHW, labels_N in each("images", images.chunks(positions, size)):
+            with stage("scoring"):
+                right_PN, loss_PN = count_correct(calibrated, images_NCHW, labels_N)
+                cells = running_P[:, None], part.to(running_P.device)
+                scores.right_PN[cells], scores.loss_PN[cells], scores.seen_PN[cells] = right_PN, loss_PN, True
         if race and number + 1 < len(slices):
-            goes_on_P = race.goes_on(scores.right_PN[running_P], torch.cat(slices[: number + 1]))
+            with stage("selection"):
+                goes_on_P = race.goes_on(scores.right_PN[running_P], torch.cat(slices[: number + 1]))
             if not bool(goes_on_P.any()):
                 break
             if not bool(goes_on_P.all()):

@@ -23,7 +23,7 @@ from engine.run import torchrun
 Config = TypeVar("Config")
 CONFIG = "config.toml"
 # Options that say how a run is carried out, not what it computes: a resumed run takes those it is given.
-FREE = {"out", "resume", "overwrite", "debug", "device", "checkpoint_minutes", "memory"}
+FREE = {"out", "resume", "overwrite", "debug", "device", "checkpoint_minutes", "memory", "profile"}
 # Options of the same kind that a resumed run keeps unless it is given others.
 KEPT = {"cache"}
 

@@ -16,6 +16,7 @@ from engine.errors import UserError
 from engine.files import sha256_json
 from engine.population import Scores
 from engine.racing import Race
+from engine.stages import stage
 
 # Scores a population ``[P, G]`` pass by pass: positions, and what they answered.
 Scorer = Callable[[Tensor, Race | None], Iterator[tuple[Tensor, Scores]]]
@@ -73,7 +74,7 @@ class ScoreCache:
         self.path.parent.mkdir(exist_ok=True)
         genome_MG = genome_PG.new_tensor(missing)
         for members, scores in scorer(genome_MG, race):
-            with self.path.open("a", encoding="utf-8") as file:
+            with stage("state file"), self.path.open("a", encoding="utf-8") as file:
                 for row, entry in zip(genome_MG[members].tolist(), _entries(scores), strict=True):
                     if entry.images < self.images:
                         self.raced[tuple(row)] = entry

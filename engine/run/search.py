@@ -23,6 +23,7 @@ from engine.run.search_state import COST_COLUMNS, Identity, columns_of, save_sta
 from engine.space.budget import Budget, Quantity, uniform_genome
 from engine.space.costs import CostModel
 from engine.space.structure import Structure, make_structure
+from engine.stages import stage
 
 # Uniform structures that a picture of a front shows.
 UNIFORM_CHOICES = tuple(range(0, 31, 5))
@@ -57,28 +58,34 @@ def run_generations(search: Search, state: SearchState, console: Console) -> Sea
     with Interruption() as interruption, _progress(console) as progress:
         task = progress.add_task("", total=generations * population_size, speed="")
         while state.generation < generations:
-            progress.update(task, completed=state.generation * population_size)
+            with stage("progress line"):
+                progress.update(task, completed=state.generation * population_size)
             state = ask(state, search.settings, search.budget, search.pareto)
             pending, began, scored = state.pending, time.monotonic(), 0
             if not len(pending):
                 console.print("note: every structure within the budget has been scored")
                 break
-            for count in search.cache.score_missing(search.scorer, pending, _race(search, state)):
-                scored += count
-                progress.update(task, advance=count, speed=f"{scored / (time.monotonic() - began):.2f}")
-                interruption.stop_if_asked()
+            with stage("scoring"):
+                for count in search.cache.score_missing(search.scorer, pending, _race(search, state)):
+                    scored += count
+                    with stage("progress line"):
+                        progress.update(task, advance=count, speed=f"{scored / (time.monotonic() - began):.2f}")
+                    interruption.stop_if_asked()
             state = tell(state, *search.cache.lookup(pending))
-            save_state(search.out, state, search.quantities, search.identity)
-            best, median = _best_and_median(state, len(pending))
-            saved = 1 - float(state.images[-len(pending) :].double().mean()) / images
-            progress.console.print(
-                f"generation {state.generation}/{generations}  best {100 * best / images:.1f} %  "
-                f"median {100 * median:.1f} %  "
-                f"{scored / max(time.monotonic() - began, 1e-9):.2f} candidates/s ({len(pending) - scored} from cache)"
-                + (f"  {100 * saved:.0f} % of the images saved" if search.race else ""),
-                highlight=False,
-                soft_wrap=True,
-            )
+            with stage("state file"):
+                save_state(search.out, state, search.quantities, search.identity)
+            with stage("progress line"):
+                best, median = _best_and_median(state, len(pending))
+                saved = 1 - float(state.images[-len(pending) :].double().mean()) / images
+                progress.console.print(
+                    f"generation {state.generation}/{generations}  best {100 * best / images:.1f} %  "
+                    f"median {100 * median:.1f} %  "
+                    f"{scored / max(time.monotonic() - began, 1e-9):.2f} candidates/s "
+                    f"({len(pending) - scored} from cache)"
+                    + (f"  {100 * saved:.0f} % of the images saved" if search.race else ""),
+                    highlight=False,
+                    soft_wrap=True,
+                )
             interruption.stop_if_asked()
     return state
 

@@ -16,6 +16,7 @@ from small_runs import TINY_SEARCH, ErrorLine, run, start
 from engine.space import architecture
 from engine.space.costs import cost_model
 from engine.space.structure import load_structure
+from engine.stages import STAGES
 from kernels import backends
 
 LONGER: tuple[str, ...] = (
@@ -172,6 +173,23 @@ def test_a_structure_tells_where_it_comes_from(copied: Path) -> None:
     assert structure.score is not None
     assert structure.score["split"] == "sub_validation"
     assert structure.score["calibration_images"] == 32
+
+
+def test_a_profile_accounts_for_the_time_of_the_generations_and_changes_no_result(
+    copied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shared = ("--flops", "300M", "--run", copied, *TINY_SEARCH)
+    assert run("evolve", *shared, "--out", tmp_path / "plain") == 0
+    assert not (tmp_path / "plain/profile.json").exists()
+    shutil.rmtree(copied / "scores")
+    assert run("evolve", *shared, "--out", tmp_path / "profiled", "--profile") == 0
+    profile = json.loads((tmp_path / "profiled/profile.json").read_text())
+    assert (profile["device"], profile["generations"]) == ("cpu", 2)
+    assert set(profile["seconds"]) == set(STAGES)
+    assert profile["seconds"]["other"] < 0.1 * sum(profile["seconds"].values())
+    assert "where the time of 2 generations went" in capfd.readouterr().out
+    for name in ("candidates.csv", "state.json", "structure.json"):
+        assert (tmp_path / "profiled" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
 def _generation(search: Path) -> int:
