@@ -2,7 +2,7 @@
 
 Calibration runs layer by layer, each convolution normalising its input as it reads it and summing its output as it
 writes it; looking at images afterwards runs whole blocks. What genomes have in common is computed once
-(`engine.trie`). Activations have the precision of the PruningNet's bases.
+(`engine.trie`). Activations have the precision of the PruningNet's bases. Nothing is read back from a GPU.
 
 Shape suffixes: P population, G genes, S instances of a layer, O output channels, N images.
 """
@@ -19,7 +19,7 @@ from engine.pruningnet import NORM_EPSILON, PruningNet
 from engine.space import IMAGE, Conv, Space, max_width
 from engine.stages import stage
 from engine.trie import Instances, blocks, last_reads, materialised
-from kernels import BlockConv, layout
+from kernels import BlockConv, backends, layout
 from kernels.layout import Image
 
 
@@ -147,7 +147,7 @@ def _block(convs: list[Conv], layer_of: dict[str, Layer]) -> Block:
             BlockConv(
                 weight=layer.weight,
                 weight_source_S=layer.instances.weight_S[inner_S],
-                width_S=layer.cout_S[inner_S],
+                width_S=_at_work(layer.cout_S[inner_S], tail.instances.idle_S),
                 scale_SO=layer.scale_SO[inner_S],
                 shift_SO=layer.shift_SO[inner_S],
                 max_width=max_width(conv.cout),
@@ -158,7 +158,8 @@ def _block(convs: list[Conv], layer_of: dict[str, Layer]) -> Block:
             )
         )
     head_S = head.instances.instance_P[tail.instances.member_S]
-    return Block(convs, head.cin_S[head_S], head.instances.source_S[head_S], tail.instances.shortcut_S, stages)
+    cin_S = _at_work(head.cin_S[head_S], tail.instances.idle_S)
+    return Block(convs, cin_S, head.instances.source_S[head_S], tail.instances.shortcut_S, stages)
 
 
 class _Tensors:
@@ -204,9 +205,9 @@ class _Calibration(_Tensors):
         """Generate the weights of one layer, run it, and keep its output."""
         conv = self.space.convs[index]
         with stage("weights"):
-            weight = self._weights(net, index, instances.weight_genome_WG)
+            weight = self._weights(net, index, instances)
         genome_SG = instances.weight_genome_WG[instances.weight_S]
-        cin_S, cout_S = self._widths(conv, genome_SG)
+        cin_S, cout_S = self._widths(conv, genome_SG, instances.idle_S)
         image = layout.output_image(self.images[conv.source], conv.kernel, conv.stride)
         raw, sums = self._convolve(conv, instances, weight, cin_S, cout_S)
         pixels = image[0] * image[1] * image[2]
@@ -217,12 +218,15 @@ class _Calibration(_Tensors):
         self._keep(conv, layer, raw, image)
         return layer
 
-    def _widths(self, conv: Conv, genome_SG: Tensor) -> tuple[Tensor, Tensor]:
+    def _widths(self, conv: Conv, genome_SG: Tensor, idle_S: Tensor | None) -> tuple[Tensor, Tensor]:
         widths_SG = self.space.gene_widths(genome_SG).int()
-        return self.space.width_of(conv.cin, widths_SG), self.space.width_of(conv.cout, widths_SG)
+        cin_S, cout_S = (self.space.width_of(width, widths_SG) for width in (conv.cin, conv.cout))
+        return _at_work(cin_S, idle_S), _at_work(cout_S, idle_S)
 
-    def _weights(self, net: PruningNet, index: int, genome_WG: Tensor) -> Tensor:
-        return net.layer(index)(net.codes(index, genome_WG), *self._widths(self.space.convs[index], genome_WG))
+    def _weights(self, net: PruningNet, index: int, instances: Instances) -> Tensor:
+        genome_WG = instances.weight_genome_WG
+        widths = self._widths(self.space.convs[index], genome_WG, instances.idle_W)
+        return net.layer(index)(net.codes(index, genome_WG), *widths)
 
     def _convolve(
         self, conv: Conv, instances: Instances, weight: Tensor, cin_S: Tensor, cout_S: Tensor
@@ -252,6 +256,19 @@ class _Calibration(_Tensors):
                 shortcut_source_S=layer.instances.shortcut_S,
             )  # fmt: skip
         self.store(conv, raw, layer.cout_S, image)
+
+
+def _at_work(width_S: Tensor, idle_S: Tensor | None) -> Tensor:
+    """Widths of instances, and almost none of the idle ones."""
+    return width_S if idle_S is None else width_S.masked_fill(idle_S, idle_width(width_S.device))
+
+
+def idle_width(device: torch.device) -> int:
+    """Channels of an instance that is not to be computed: none ends every tile of a GPU's kernels at once.
+
+    The other kernels refuse such an instance; of one channel they compute it, and nobody looks.
+    """
+    return 0 if backends.chosen("ragged_conv", device) in ("triton", "cuda") else 1
 
 
 def _identity(width_S: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ The definition of a score, given PruningNet weights, a genome, calibration image
 3. normalise by those statistics and run the sub-validation images; the score is the number of correct top-1
    answers, ties broken by the lower loss.
 
-What genomes have in common is computed once (`engine.trie`). A genome's score is the same bit for bit alone and in
+What genomes have in common is computed once (`engine.trie`). On a GPU nothing is read back, unless there is a race or
+images are decoded as they are needed. A genome's score is the same bit for bit alone and in
 any population, whatever memory it is given. Activations have the precision of the PruningNet's bases.
 
 Shape suffixes: P population, G genes, N images.
@@ -28,9 +29,9 @@ from engine.errors import UserError
 from engine.memory import default_memory, is_out_of_memory
 from engine.pruningnet import PruningNet
 from engine.racing import Race
-from engine.rows import group_rows
+from engine.rows import lexicographic_order
 from engine.stages import each, stage
-from engine.trie import activation_bytes, plan
+from engine.trie import activation_bytes, fixed_shape_on, plan
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class ScoringImages:
     def __post_init__(self) -> None:
         if self.subset.name == "test":
             raise ValueError("candidates are never scored on the test split; use sub_validation")
+
+    def positions(self) -> Tensor:
+        """All scored images, where they are looked up: on the device, or by the processes that decode them."""
+        device = self.subset.labels.device if self.subset.resident else "cpu"
+        return torch.arange(len(self.subset), device=device)
 
     def chunks(self, positions: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """These of the scored images ``size`` at a time: their positions, the normalised images and their labels."""
@@ -120,10 +126,10 @@ def score_passes(
     stop early; ``positions`` are the images to score on (default: all), and exclude a race.
     """
     memory = memory or default_memory(genome_PG.device)
-    slices = race.slices if race else [torch.arange(len(images.subset)) if positions is None else positions]
+    slices = race.slices if race else [images.positions() if positions is None else positions]
     # Neighbours in lexicographic order share the longest prefixes.
     with stage("sharing"):
-        order = group_rows(genome_PG)[0].argsort(stable=True)
+        order = lexicographic_order(genome_PG, 0, net.space.choices - 1)
     while len(order):
         with stage("sharing"):
             count = genomes_per_pass(net, genome_PG[order], images, memory)
@@ -158,6 +164,9 @@ def genomes_per_pass(net: PruningNet, genome_PG: Tensor, images: ScoringImages, 
 
 def _calibration_bytes(net: PruningNet, genome_PG: Tensor, images: ScoringImages) -> int:
     n, _, height, width = images.calibration_NCHW.shape
+    if fixed_shape_on(genome_PG.device):
+        # The shape alone decides.
+        genome_PG = genome_PG.to("meta")
     return activation_bytes(net.space, plan(net.space, genome_PG), (n, height, width), net.precision.itemsize)
 
 

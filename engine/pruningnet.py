@@ -111,7 +111,8 @@ class PruningNet(nn.Module):
         """Codes ``[S, H]`` of one convolution for valid genomes ``[S, G]``."""
         genes = [self.space.gene_index[gene] for gene in self.space.convs[layer].context]
         ratios_GC: Tensor = self.ratios_GC  # type: ignore[assignment]
-        return self.layer(layer).codes(ratios_GC[genes, genome_SG[:, genes]])
+        # Gene by gene: a list of genes as an index would be copied to the device, and a GPU waited for.
+        return self.layer(layer).codes(torch.stack([ratios_GC[gene][genome_SG[:, gene]] for gene in genes], 1))
 
     def all_codes(self, genome_SG: Tensor) -> list[Tensor]:
         """Codes ``[S, H]`` of every convolution."""

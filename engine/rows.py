@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 
 import torch
@@ -16,32 +17,57 @@ def group_rows(rows_PG: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns the group of every row, int64 ``[P]``, and the first row of every group, int64 ``[groups]``.
     """
-    words = _words(rows_PG)
+    words = None
+    if rows_PG.numel() and not rows_PG.is_floating_point():
+        words = _words(rows_PG, *(int(value) for value in rows_PG.aminmax()))
     if words is None:
         return _numbered(*torch.unique(rows_PG, dim=0, return_inverse=True))
-    order = words[-1].argsort(stable=True)
-    for word_P in reversed(words[:-1]):
-        order = order[word_P[order].argsort(stable=True)]
+    order = _sorted(words)
     begins = torch.ones(len(order), dtype=torch.bool, device=order.device)
     begins[1:] = reduce(torch.logical_or, (word_P[order].diff() != 0 for word_P in words))
     # Sorting was stable: the first row of a group comes first in it.
     return torch.empty_like(order).scatter_(0, order, begins.cumsum(0) - 1), order[begins]
 
 
-def _words(rows_PG: Tensor) -> list[Tensor] | None:
-    """Integer rows as few integers each, int64 ``[P]``, that sort like them; None for rows of anything else.
+def lexicographic_order(rows_PG: Tensor, least: int, greatest: int) -> Tensor:
+    """Positions, int64 ``[P]``, that sort rows of integers in a range; equal rows keep their order.
+
+    Nothing is read back from a GPU. Raises `ValueError` if the range has more than 53 bits.
+    """
+    words = _words(rows_PG, least, greatest)
+    if words is None:
+        raise ValueError(f"the range from {least} to {greatest} is too wide to sort by")
+    return _sorted(words)
+
+
+def _sorted(words: Sequence[Tensor]) -> Tensor:
+    order = words[-1].argsort(stable=True)
+    for word_P in reversed(words[:-1]):
+        order = order[word_P[order].argsort(stable=True)]
+    return order
+
+
+def _words(rows_PG: Tensor, least: int, greatest: int) -> list[Tensor] | None:
+    """Rows of integers in a range as few integers each, int64 ``[P]``, that sort like them; None for a wide range.
 
     ``word = Σ_g (row_g - least) · 2^(bits · place_g)`` over as many neighbours as 53 bits hold: float64 is exact.
     """
-    if not rows_PG.numel() or rows_PG.is_floating_point():
-        return None
-    least, greatest = (int(value) for value in rows_PG.aminmax())
     bits = max(1, (greatest - least).bit_length())
     if bits > WORD_BITS:
         return None
     size = WORD_BITS // bits
-    scale = 2.0 ** (bits * torch.arange(size - 1, -1, -1, dtype=torch.float64, device=rows_PG.device))
+    places = torch.arange(size - 1, -1, -1, device=rows_PG.device)
+    scale = (torch.ones_like(places) << bits * places).double()
     return [((part.long() - least).double() @ scale[-part.shape[1] :]).long() for part in rows_PG.split(size, 1)]
+
+
+def group_by_first(key_P: Tensor) -> tuple[Tensor, Tensor]:
+    """`group_keys` in a fixed shape: the number of a group is the position of its first key.
+
+    There are as many numbers as keys, each its own first, int64 ``[P]``; nothing is read back from a GPU.
+    """
+    order_P = torch.arange(len(key_P), device=key_P.device)
+    return order_P.where(key_P[:, None] == key_P, len(key_P)).amin(1), order_P
 
 
 def group_keys(key_P: Tensor) -> tuple[Tensor, Tensor]:

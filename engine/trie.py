@@ -4,6 +4,9 @@ Two genomes that agree in every gene up to a layer have the same weights, statis
 population is a trie, and each of its nodes (an instance of a layer) is computed once. Weights depend on fewer genes, so
 that several instances may use the same ones.
 
+How many nodes there are depends on the genomes, and a GPU would have to be waited for to learn it. There a plan has a
+fixed shape: an instance for every genome, at its position, of which those that equal an earlier one stay idle.
+
 Shape suffixes: P population, G genes, S instances of a layer, W distinct weights of a layer.
 """
 
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.rows import group_keys
+from engine.rows import group_by_first, group_keys
 from engine.space import IMAGE, IMAGE_CHANNELS, Conv, Gene, Space, max_width
 from kernels.layout import Image, activation_slot, output_image
 
@@ -29,7 +32,7 @@ class Instances:
 
     ``member_S`` is one genome's position in the population for each instance and ``instance_P`` the instance each
     genome ends up in. ``source_S`` and ``shortcut_S`` are the instances of the source and shortcut layers each one
-    reads, ``weight_S`` the weights it uses: those of ``weight_genome_WG``.
+    reads, ``weight_S`` the weights it uses: those of ``weight_genome_WG``. Nobody reads an idle instance.
     """
 
     member_S: Tensor
@@ -38,13 +41,35 @@ class Instances:
     shortcut_S: Tensor | None
     weight_S: Tensor
     weight_genome_WG: Tensor
+    fixed_shape: bool = False
+
+    @property
+    def idle_S(self) -> Tensor | None:
+        """Which instances are not computed, bool ``[S]``; None if all are."""
+        return self.instance_P != _positions(self.instance_P) if self.fixed_shape else None
+
+    @property
+    def idle_W(self) -> Tensor | None:
+        """Which weights nobody uses, bool ``[W]``; None if all are used."""
+        return self.weight_S != _positions(self.weight_S) if self.fixed_shape else None
+
+
+def _positions(x: Tensor) -> Tensor:
+    return torch.arange(len(x), dtype=x.dtype, device=x.device)
+
+
+def fixed_shape_on(device: torch.device) -> bool:
+    """Whether plans on a device have a fixed shape: wherever reading a number back is waiting."""
+    return device.type != "cpu"
 
 
 def plan(space: Space, genome_PG: Tensor) -> list[Instances]:
     """The instances of every layer: the trie of a population, exact common prefixes merged."""
+    fixed_shape = fixed_shape_on(genome_PG.device)
+    group = group_by_first if fixed_shape else group_keys
     image_P = torch.zeros(len(genome_PG), dtype=torch.int64, device=genome_PG.device)
     used: set[Gene] = set()
-    node_P, member_S = group_keys(image_P)
+    node_P, member_S = group(image_P)
     instance_of = {IMAGE: image_P}
     weights: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
     layers = []
@@ -53,9 +78,9 @@ def plan(space: Space, genome_PG: Tensor) -> list[Instances]:
         if new := [gene for gene in own if space.genes[gene] not in used]:
             # A node is its parent and the choices of the genes that this layer is the first to use.
             used |= {space.genes[gene] for gene in new}
-            node_P, member_S = group_keys(_key(space, node_P, genome_PG, new))
+            node_P, member_S = group(_key(space, node_P, genome_PG, new))
         if own not in weights:
-            weights[own] = group_keys(_key(space, image_P, genome_PG, own))
+            weights[own] = group(_key(space, image_P, genome_PG, own))
         weight_P, weight_member_W = weights[own]
         layers.append(
             Instances(
@@ -65,6 +90,7 @@ def plan(space: Space, genome_PG: Tensor) -> list[Instances]:
                 None if conv.shortcut is None else instance_of[conv.shortcut][member_S].int(),
                 weight_P[member_S].int(),
                 genome_PG[weight_member_W],
+                fixed_shape,
             )
         )
         instance_of[conv.name] = node_P

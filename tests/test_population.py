@@ -12,6 +12,7 @@ from structures import random_genomes, space_of, tiny_space
 from torch import Tensor, nn
 
 import kernels
+from engine import population, trie
 from engine.data import ImageSet, Preprocessing, open_data
 from engine.errors import UserError
 from engine.population import Scores, ScoringImages, genomes_per_pass, score, score_passes, scoring_images
@@ -134,6 +135,24 @@ def test_a_genome_scores_the_same_alone_and_in_a_population(name: str) -> None:
     for p in range(3):
         alone = score(net, genome_PG[p][None], images)
         assert equal(alone, members_of(together, [p]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", SPACES)
+def test_a_plan_of_fixed_shape_changes_no_bit_of_a_score(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = pruningnet(name).to_precision(dtype)
+    images = images_of(net.space.classes, calibration=6, scored=4, side=32)
+    genome_PG = random_genomes(net.space, 5)
+    # Prefixes of any length, and an equal pair.
+    for p, shared in enumerate((len(net.space.genes), len(net.space.genes) - 1, 2), start=1):
+        genome_PG[p, :shared] = genome_PG[0, :shared]
+    expected = score(net, genome_PG, images)
+    monkeypatch.setattr(trie, "fixed_shape_on", lambda device: True)
+    monkeypatch.setattr(population, "fixed_shape_on", lambda device: True)
+    for memory in (10**9, 1):
+        assert equal(score(net, genome_PG, images, memory), expected)
 
 
 @settings(max_examples=10)
@@ -265,8 +284,12 @@ class Never(Race):
         return torch.arange(len(right_PN)) % 2 == 1
 
 
-@pytest.mark.parametrize("name", ["tiny", "mobilenet_v1", "mobilenet_v2", "resnet50"])
-def test_who_goes_on_in_a_race_scores_as_without_one(name: str) -> None:
+@pytest.mark.parametrize("fixed_shape", [False, True])
+@pytest.mark.parametrize("name", SPACES)
+def test_who_goes_on_in_a_race_scores_as_without_one(
+    name: str, fixed_shape: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trie, "fixed_shape_on", lambda device: fixed_shape)
     net = pruningnet(name)
     images = images_of(net.space.classes, calibration=6, scored=10, side=32)
     genome_PG = random_genomes(net.space, 8)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.rows import group_keys, group_rows
+from engine.rows import group_by_first, group_keys, group_rows, lexicographic_order
 
 LONG = (-(2**63), 2**63 - 1)
 
@@ -65,3 +65,26 @@ def test_no_rows_are_no_groups() -> None:
 def test_single_integers_are_grouped_like_rows_of_one(keys: list[int]) -> None:
     group_P, first = group_keys(torch.tensor(keys, dtype=torch.int64))
     assert (group_P.tolist(), first.tolist()) == grouped([[key] for key in keys])
+
+
+@given(st.lists(st.integers(0, 5), min_size=1), st.integers(1, 2**62))
+def test_in_a_fixed_shape_a_group_has_the_position_of_its_first_key(small: list[int], scale: int) -> None:
+    keys = [key * scale % 2**63 for key in small]
+    group_P, first_P = group_by_first(torch.tensor(keys, dtype=torch.int64))
+    assert group_P.tolist() == [keys.index(key) for key in keys]
+    assert first_P.tolist() == list(range(len(keys)))
+
+
+@given(st.data(), st.integers(1, 40), st.integers(0, 20))
+def test_rows_are_sorted_as_python_sorts_them_and_equal_ones_keep_their_order(
+    data: st.DataObject, columns: int, count: int
+) -> None:
+    row = st.lists(st.integers(0, 30), min_size=columns, max_size=columns)
+    rows = data.draw(st.lists(row, min_size=count, max_size=count).map(lambda few: few + few[:3]))
+    rows_PG = torch.tensor(rows, dtype=torch.int64).reshape(-1, columns)
+    assert lexicographic_order(rows_PG, 0, 30).tolist() == sorted(range(len(rows)), key=rows.__getitem__)
+
+
+def test_a_range_too_wide_to_sort_by_is_an_error() -> None:
+    with pytest.raises(ValueError, match="too wide"):
+        lexicographic_order(torch.zeros(2, 2, dtype=torch.int64), *LONG)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structures import random_genomes, space_of, tiny_space
 
+from engine import trie
 from engine.space import IMAGE, Conv, Gene, Space
 from engine.trie import activation_bytes, blocks, last_reads, materialised, plan
 from kernels.layout import activation_slot
@@ -51,6 +52,32 @@ def test_a_plan_computes_every_shared_prefix_once_and_reads_the_right_parents(
             assert (read is None) == (source_S is None)
             if read is not None and source_S is not None:
                 assert [computed[read][s] for s in source_S.tolist()] == nodes(read, genome_SG)
+
+
+@settings(max_examples=10)
+@given(st.sampled_from(sorted(SPACES)), st.integers(1, 12), st.integers(1, 3), st.integers(0, 2**32))
+def test_a_plan_of_fixed_shape_shares_what_the_trie_shares(name: str, population: int, choices: int, seed: int) -> None:
+    space = SPACES[name]
+    genome_PG = torch.randint(choices, (population, len(space.genes)), generator=torch.Generator().manual_seed(seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trie, "fixed_shape_on", lambda device: True)
+        fixed_plan = plan(space, genome_PG)
+    everyone = list(range(population))
+    for shared, fixed in zip(plan(space, genome_PG), fixed_plan, strict=True):
+        assert shared.idle_S is None
+        assert shared.idle_W is None
+        assert fixed.idle_S is not None
+        assert fixed.idle_W is not None
+        # Who is computed is the first genome of every node, and everybody is sent to theirs.
+        first = [shared.instance_P.tolist().index(node) for node in shared.instance_P.tolist()]
+        assert fixed.instance_P.tolist() == first
+        assert fixed.member_S.tolist() == everyone
+        assert fixed.idle_S.tolist() == [p != first[p] for p in everyone]
+        assert (~fixed.idle_S).sum() == len(shared.member_S)
+        assert (~fixed.idle_W).sum() == len(shared.weight_genome_WG)
+        for ours, theirs in ((fixed.source_S, shared.source_S), (fixed.shortcut_S, shared.shortcut_S)):
+            assert (ours is None) == (theirs is None)
+        assert not fixed.idle_W[fixed.weight_S].any()
 
 
 def test_genomes_that_differ_in_the_last_gene_alone_share_all_but_the_last_layers() -> None:

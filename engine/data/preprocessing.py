@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -69,8 +70,8 @@ class Preprocessing:
 
     def normalise(self, images: Tensor) -> Tensor:
         """``(images / 255 - mean) / std`` for float32 images [B,3,H,W] on the scale 0–255."""
-        scale = torch.tensor([1 / (255 * std) for std in self.std], device=images.device)
-        shift = torch.tensor([-mean / std for mean, std in zip(self.mean, self.std, strict=True)], device=images.device)
+        scale = _constant(tuple(1 / (255 * std) for std in self.std), images.device)
+        shift = _constant(tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True)), images.device)
         return torch.addcmul(shift[:, None, None], images, scale[:, None, None])
 
     def check_stored(self, images_u8: Tensor) -> None:
@@ -169,6 +170,13 @@ def augment(
         )
         some.copy_(preprocessing.normalise(crops))
     return result
+
+
+@cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers on a device, copied there once: a GPU would have to be waited for every time."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
 
 
 def _between(unit: Tensor, low: float, high: float) -> Tensor:

@@ -172,8 +172,17 @@ class Space:
         return torch.full((1, len(self.genes)), choice, dtype=torch.int64)
 
     def width_table(self, device: torch.device | str = "cpu") -> Tensor:
-        """Channels of every choice of every gene, int64 ``[G, choices]``."""
-        return torch.tensor([gene.widths for gene in self.genes], dtype=torch.int64, device=device)
+        """Channels of every choice of every gene, int64 ``[G, choices]``. Not to be changed: every caller gets it."""
+        device = torch.device(device)
+        if device not in self._width_tables:
+            widths = [gene.widths for gene in self.genes]
+            self._width_tables[device] = torch.tensor(widths, dtype=torch.int64, device=device)
+        return self._width_tables[device]
+
+    @cached_property
+    def _width_tables(self) -> dict[torch.device, Tensor]:
+        # Made once: a GPU would have to be waited for whenever numbers are copied to it.
+        return {}
 
     def gene_widths(self, genome_PG: Tensor) -> Tensor:
         """Channels of every gene, int64 ``[P, G]``, of valid genomes ``[P, G]``."""
