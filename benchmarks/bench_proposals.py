@@ -44,7 +44,7 @@ def kept(genome_KG: Tensor, visited_VG: Tensor, costs: CostModel, budget: Budget
     """The genomes within ``budget`` that are new, in order, and their parameters."""
     parameters_K, fits_K = costs.parameters(genome_KG), budget.fits(genome_KG).nonzero()[:, 0]
     genome_KG, parameters_K = genome_KG.index_select(0, fits_K), parameters_K.index_select(0, fits_K)
-    new_K = is_new(visited_VG, genome_KG).nonzero()[:, 0]
+    new_K = is_new(visited_VG, genome_KG, budget.space.choices).nonzero()[:, 0]
     return genome_KG.index_select(0, new_K), parameters_K.index_select(0, new_K)
 
 

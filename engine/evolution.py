@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from engine.pareto import non_dominated_rank, nsga2_order, tournament
-from engine.random import random_bits, random_integers, random_uniform, stream_key
-from engine.rows import group_rows
+from engine.random import Key, random_bits, random_integers, random_uniform, stream_key
+from engine.rows import is_first
 from engine.sampling import draw, sample
 from engine.space.budget import Budget, Quantity
 from engine.stages import stage
@@ -36,6 +36,10 @@ STEERED_ROUNDS = 4
 STEERED_AT_LEAST = 256
 # The least share of the budget that a random structure uses: the best ones are not found among the tiny.
 NEAR_BUDGET = 0.8
+
+
+# What of a state lies on the device.
+TENSORS = ("genome_VG", "origin_V", "generation_V", "parent_V2", "correct", "loss", "images")
 
 
 class Origin(IntEnum):
@@ -76,6 +80,17 @@ class SearchState:
     correct: Tensor
     loss: Tensor
     images: Tensor
+
+    def to(self, device: torch.device | str) -> SearchState:
+        """The same state on another device."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if name in TENSORS})
+
+    @property
+    def told(self) -> SearchState:
+        """The same state without what is pending."""
+        last = len(self.correct)
+        whole = ("genome_VG", "origin_V", "generation_V", "parent_V2")
+        return replace(self, **{name: getattr(self, name)[:last] for name in whole})
 
     @property
     def pending(self) -> Tensor:
@@ -164,18 +179,23 @@ Offspring = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Parents:
-    """Genomes that may have children, best first, and where they stand in the state."""
+    """Genomes that may have children, best first, and where they stand in the state.
+
+    ``count`` says on the device how many of them there are, where it is not all.
+    """
 
     genome_PG: Tensor
     index_P: Tensor
     tournament: bool = False
+    count: Tensor | None = None
 
-    def choose(self, key: int, shape: tuple[int, ...]) -> Tensor:
+    def choose(self, key: Key, shape: tuple[int, ...]) -> Tensor:
         """Positions of random parents: uniform, or winners of binary tournaments."""
-        order_P = torch.arange(len(self.index_P), device=self.index_P.device)
         if self.tournament:
+            order_P = torch.arange(len(self.index_P), device=self.index_P.device)
             return tournament(key, order_P, math.prod(shape)).reshape(shape)
-        return random_integers(key, len(order_P), shape, order_P.device)
+        count = len(self.index_P) if self.count is None else self.count
+        return random_integers(key, count, shape, self.index_P.device)
 
 
 def parents_of(state: SearchState, settings: SearchSettings, costs: Sequence[Quantity]) -> Parents:
@@ -188,7 +208,7 @@ def parents_of(state: SearchState, settings: SearchSettings, costs: Sequence[Qua
     return Parents(state.genome_VG[index_P], index_P, bool(costs))
 
 
-def mutate(key: int, parents: Parents, count: int, budget: Budget, probability: float) -> Offspring:
+def mutate(key: Key, parents: Parents, count: int, budget: Budget, probability: float) -> Offspring:
     """Genomes ``[K, G]``: each a random parent with every gene redrawn with the given probability."""
     parent_K = parents.choose(stream_key(key, "parent"), (count,))
     redrawn_KG = random_uniform(stream_key(key, "redraw"), (count, parents.genome_PG.shape[1]), budget.device)
@@ -198,12 +218,17 @@ def mutate(key: int, parents: Parents, count: int, budget: Budget, probability: 
     return genome_KG, torch.stack([index_K, torch.full_like(index_K, -1)], 1)
 
 
-def cross(key: int, parents: Parents, count: int) -> Offspring:
+def cross(key: Key, parents: Parents, count: int) -> Offspring:
     """Genomes ``[K, G]``: two random parents, each gene from one or the other by a coin."""
     pair_2K, genes = parents.choose(stream_key(key, "parents"), (2, count)), parents.genome_PG.shape[1]
     coin_KG = random_bits(stream_key(key, "coin"), count * genes, parents.index_P.device).reshape(count, genes) < 0
     first_KG, second_KG = (parents.genome_PG.index_select(0, parent_K) for parent_K in pair_2K)
     return torch.where(coin_KG, first_KG, second_KG), parents.index_P[pair_2K].T
+
+
+def proposal_key(state: SearchState, origin: Origin, before: int, round_number: int = 0) -> int:
+    """The stream of a round of proposals of the next generation, which has ``before`` genomes by then."""
+    return stream_key("propose", state.seed, state.generation, int(origin), before, round_number)
 
 
 class _Proposals:
@@ -235,14 +260,14 @@ class _Proposals:
         for round_number in range(rounds):
             if wanted <= 0:
                 return
-            stream = (self.state.seed, self.state.generation, int(origin), len(self.origin), round_number)
+            key = proposal_key(self.state, origin, len(self.origin), round_number)
             with stage("proposals"):
-                genome_KG, parent_K2 = propose(stream_key("propose", *stream), wanted * oversampling)
+                genome_KG, parent_K2 = propose(key, wanted * oversampling)
             with stage("costs and filter"):
                 fits_K = self.budget.fits(genome_KG).nonzero()[:, 0]
                 genome_KG, parent_K2 = genome_KG.index_select(0, fits_K), parent_K2.index_select(0, fits_K)
             with stage("duplicates"):
-                new_K = is_new(self.genome_VG, genome_KG).nonzero()[:wanted, 0]
+                new_K = is_new(self.genome_VG, genome_KG, self.budget.space.choices).nonzero()[:wanted, 0]
             self.genome_VG = torch.cat([self.genome_VG, genome_KG[new_K]])
             self.parent_V2 = torch.cat([self.parent_V2, parent_K2[new_K]])
             self.origin += [int(origin)] * len(new_K)
@@ -263,8 +288,9 @@ class _Proposals:
         )
 
 
-def is_new(visited_VG: Tensor, genome_KG: Tensor) -> Tensor:
-    """Which of K genomes appear neither among the visited ones nor earlier among the K, bool ``[K]``."""
-    group, first = group_rows(torch.cat([visited_VG, genome_KG]))
-    order = torch.arange(len(group), device=group.device)
-    return (first[group] == order)[len(visited_VG) :]
+def is_new(visited_VG: Tensor, genome_KG: Tensor, choices: int) -> Tensor:
+    """Which of K genomes appear neither among the visited ones nor earlier among the K, bool ``[K]``.
+
+    A visited row of -1 is no genome.
+    """
+    return is_first(torch.cat([visited_VG, genome_KG]), -1, choices - 1)[len(visited_VG) :]

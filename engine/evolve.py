@@ -142,7 +142,8 @@ def main(options: Evolve) -> None:
     if not options.resume:
         directory.start_output(out, options, identity)
     cache = ScoreCache(run.folder, scoring.key, len(scoring.images.subset))
-    search = Search(settings, costs, known, budget, pareto, options.race, run, scoring, cache, scorer, out, identity)
+    listed = quantities(costs.to("cpu"), table.to("cpu").predict if table else None)
+    search = Search(settings, costs, listed, budget, pareto, options.race, run, scoring, cache, scorer, out, identity)
     state = state or initial_state(len(costs.space.genes), options.seed, device)
     run_all = _profiled if options.profile else run_generations
     state = run_all(search, state, console)

@@ -14,7 +14,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from engine.random import random_integers, stream_key
+from engine.random import Key, random_integers, stream_key
 from engine.rows import group_keys, group_rows
 
 # Individuals compared with all others at once: small enough for the comparisons to stay in cache.
@@ -82,7 +82,7 @@ def nsga2_order(objective_PM: Tensor, violation_P: Tensor | None = None) -> Tens
     return by_distance[rank_P[by_distance].argsort(stable=True)]
 
 
-def tournament(key: int, order_P: Tensor, count: int) -> Tensor:
+def tournament(key: Key, order_P: Tensor, count: int) -> Tensor:
     """The winners, int64 ``[count]``, of binary tournaments: of two drawn at random, with replacement, the better.
 
     ``order_P`` lists the individuals from best to worst (`nsga2_order`, or the best of it); ``key`` names the stream

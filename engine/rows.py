@@ -40,6 +40,15 @@ def lexicographic_order(rows_PG: Tensor, least: int, greatest: int) -> Tensor:
     return _sorted(words)
 
 
+def is_first(rows_PG: Tensor, least: int, greatest: int) -> Tensor:
+    """Which rows of integers in a range equal no earlier one, bool ``[P]``. Nothing is read back from a GPU."""
+    order = lexicographic_order(rows_PG, least, greatest)
+    first = torch.ones(len(order), dtype=torch.bool, device=order.device)
+    first[1:] = (rows_PG[order[1:]] != rows_PG[order[:-1]]).any(1)
+    # Sorting was stable: the first row of a group comes first in it.
+    return torch.empty_like(first).scatter_(0, order, first)
+
+
 def _sorted(words: Sequence[Tensor]) -> Tensor:
     order = words[-1].argsort(stable=True)
     for word_P in reversed(words[:-1]):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.random import random_integers, random_uniform, stream_key
+from engine.random import Key, random_integers, random_uniform, stream_key
 from engine.space.budget import Budget
 
 # Steps of the ray below and above a genome.
@@ -29,7 +29,7 @@ SLACK = 0.98
 PROBES, ATTEMPTS = 512, 4
 
 
-def draw(key: int, count: int, budget: Budget) -> Tensor:
+def draw(key: Key, count: int, budget: Budget) -> Tensor:
     """Genomes ``[K, G]`` with every gene uniform over its choices, whatever the budget."""
     return random_integers(key, budget.space.choices, (count, len(budget.space.genes)), budget.device)
 

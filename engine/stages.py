@@ -85,6 +85,11 @@ def recorded(device: torch.device) -> Iterator[Record]:
         _record = None
 
 
+def is_recorded() -> bool:
+    """Whether anybody records."""
+    return _record is not None
+
+
 def stage(name: str) -> AbstractContextManager[None]:
     """What is done within is this stage, one of `STAGES`, if anybody records."""
     return NOTHING if _record is None else _record.stage(name)

@@ -13,7 +13,6 @@ from structures import space_of, tiny_space
 from test_population import images_of
 from torch import Tensor
 
-from engine.evolution import is_new
 from engine.population import ScoringImages, score
 from engine.pruningnet import PruningNet
 from engine.random import random_integers
@@ -64,8 +63,6 @@ def test_a_plan_for_the_host_would_wait(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("engine.trie.fixed_shape_on", lambda device: False)
     with no_waiting(), pytest.raises(REFUSED):
         plan(tiny_space(), genome_PG)
-    with no_waiting(), pytest.raises(REFUSED):
-        is_new(genome_PG, genome_PG)
 
 
 # -- the scoring path ------------------------------------------------------------------------------------------------

@@ -71,19 +71,28 @@ class ScoreCache:
         missing = [row for row in genome_PG.tolist() if tuple(row) not in known]
         if not missing:
             return
-        self.path.parent.mkdir(exist_ok=True)
         genome_MG = genome_PG.new_tensor(missing)
         for members, scores in scorer(genome_MG, race):
-            with stage("state file"), self.path.open("a", encoding="utf-8") as file:
-                for row, entry in zip(genome_MG[members].tolist(), _entries(scores), strict=True):
-                    if entry.images < self.images:
-                        self.raced[tuple(row)] = entry
-                        continue
-                    self.scores[tuple(row)] = entry
-                    right = base64.b64encode(entry.right).decode()
-                    line = {"genome": row, "correct": entry.correct, "loss": entry.loss, "right": right}
-                    file.write(json.dumps(line) + "\n")
+            self.add(genome_MG[members], scores.right_PN & scores.seen_PN, scores.correct, scores.loss, scores.images)
             yield len(members)
+
+    def add(self, genome_PG: Tensor, right_PN: Tensor, correct_P: Tensor, loss_P: Tensor, images_P: Tensor) -> None:
+        """Remember what genomes scored: which images they are right about, bool ``[P, N]``, how many, and the loss."""
+        columns = (correct_P.tolist(), loss_P.tolist(), images_P.tolist(), np.packbits(right_PN.cpu().numpy(), axis=1))
+        self.path.parent.mkdir(exist_ok=True)
+        with stage("state file"), self.path.open("a", encoding="utf-8") as file:
+            for row, correct, loss, images, bits in zip(genome_PG.tolist(), *columns, strict=True):
+                entry = Entry(correct, loss, images, bits.tobytes())
+                if images < self.images:
+                    self.raced[tuple(row)] = entry
+                    continue
+                self.scores[tuple(row)] = entry
+                right = base64.b64encode(entry.right).decode()
+                file.write(json.dumps({"genome": row, "correct": correct, "loss": loss, "right": right}) + "\n")
+
+    def knows_any(self, genome_PG: Tensor) -> bool:
+        """Whether one of these genomes was scored."""
+        return any(tuple(row) in self.scores for row in genome_PG.tolist())
 
     def lookup(self, genome_PG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Correct images, loss, and the number of images of genomes that were scored, ``[P]`` each."""
@@ -96,9 +105,3 @@ class ScoreCache:
         """Which images a genome that was scored on all of them is right about, bool ``[N]``."""
         bits = np.frombuffer(self.scores[tuple(genome_G.tolist())].right, np.uint8)
         return torch.from_numpy(np.unpackbits(bits, count=self.images).astype(bool))
-
-
-def _entries(scores: Scores) -> Iterator[Entry]:
-    right_PN = np.packbits((scores.right_PN & scores.seen_PN).cpu().numpy(), axis=1)
-    columns = zip(scores.correct.tolist(), scores.loss.tolist(), scores.images.tolist(), right_PN, strict=True)
-    return (Entry(correct, loss, images, right.tobytes()) for correct, loss, images, right in columns)

@@ -13,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from engine.evolution import SearchSettings, SearchState, ask, pareto_front, ranking, tell
+from engine.generation import Generation
 from engine.racing import Race
+from engine.run import ranks
 from engine.run.command import Interruption
 from engine.run.front import write_front
 from engine.run.opened import PruningNetRun
@@ -33,7 +35,8 @@ UNIFORM_CHOICES = tuple(range(0, 31, 5))
 class Search:
     """What stays the same throughout one search.
 
-    ``quantities`` are all costs that are known of a structure; ``pareto`` those that are objectives beside accuracy.
+    ``quantities`` are all costs that are known of a structure, on the host; ``pareto`` those that are objectives beside
+    accuracy, and ``budget``, on the device.
     ``race`` is the confidence with which candidates are stopped early. ``identity`` says what the scores belong to.
     """
 
@@ -54,40 +57,80 @@ class Search:
 def run_generations(search: Search, state: SearchState, console: Console) -> SearchState:
     """Ask, score, tell and save until all generations are done or the space has no new structure to offer."""
     generations, population_size = search.settings.generations, search.settings.population
-    images = len(search.scoring.images.subset)
+    generation, device = on_device(search), search.scoring.device
     with Interruption() as interruption, _progress(console) as progress:
         task = progress.add_task("", total=generations * population_size, speed="")
         while state.generation < generations:
             with stage("progress line"):
                 progress.update(task, completed=state.generation * population_size)
-            state = ask(state, search.settings, search.budget, search.pareto)
-            pending, began, scored = state.pending, time.monotonic(), 0
+            if not len(state.pending):
+                state = ask(state.to(device), search.settings, search.budget, search.pareto)
+            pending, began, scored, asked = state.pending, time.monotonic(), 0, None
             if not len(pending):
                 console.print("note: every structure within the budget has been scored")
                 break
-            with stage("scoring"):
-                for count in search.cache.score_missing(search.scorer, pending, _race(search, state)):
-                    scored += count
-                    with stage("progress line"):
-                        progress.update(task, advance=count, speed=f"{scored / (time.monotonic() - began):.2f}")
-                    interruption.stop_if_asked()
-            state = tell(state, *search.cache.lookup(pending))
+            if generation and _starts(generation, search, state):
+                outcome = generation.outcome()
+                told, asked, scored = outcome.told, outcome.asked, len(pending)
+                last = (value[-scored:] for value in (told.correct, told.loss, told.images))
+                search.cache.add(pending, outcome.right_PN, *last)
+                if asked and told.generation < generations:
+                    # The device goes on while the host writes down what it has found out.
+                    _starts(generation, search, asked)
+                state = told
+            else:
+                state = state.to(device)
+                pending = state.pending
+                with stage("scoring"):
+                    for count in search.cache.score_missing(search.scorer, pending, _race(search, state)):
+                        scored += count
+                        with stage("progress line"):
+                            progress.update(task, advance=count, speed=f"{scored / (time.monotonic() - began):.2f}")
+                        interruption.stop_if_asked()
+                state = tell(state, *search.cache.lookup(pending))
             with stage("state file"):
                 save_state(search.out, state, search.quantities, search.identity)
             with stage("progress line"):
-                best, median = _best_and_median(state, len(pending))
-                saved = 1 - float(state.images[-len(pending) :].double().mean()) / images
-                progress.console.print(
-                    f"generation {state.generation}/{generations}  best {100 * best / images:.1f} %  "
-                    f"median {100 * median:.1f} %  "
-                    f"{scored / max(time.monotonic() - began, 1e-9):.2f} candidates/s "
-                    f"({len(pending) - scored} from cache)"
-                    + (f"  {100 * saved:.0f} % of the images saved" if search.race else ""),
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                line = _progress_line(search, state, len(pending), scored, time.monotonic() - began)
+                progress.console.print(line, highlight=False, soft_wrap=True)
             interruption.stop_if_asked()
-    return state
+            state = asked or state
+    if generation and generation.why_not_captured:
+        console.print(f"note: no generation became a CUDA graph: {generation.why_not_captured}")
+    return state.told.to(device)
+
+
+def on_device(search: Search) -> Generation | None:
+    """What runs whole generations on the device, or None where the host has to decide in between.
+
+    It does in races, when several ranks share the work, when random structures are asked for in every generation, when
+    there are several objectives, and when images are decoded as they are needed. On a CPU there is nothing to wait for.
+    """
+    scoring, alone = search.scoring, ranks.leader() is None
+    plain = search.race is None and not search.pareto and Generation.serves(search.settings, scoring.images)
+    if scoring.device.type == "cpu" or not (alone and plain):
+        return None
+    return Generation(scoring.net, scoring.images, scoring.memory, search.settings, search.budget)
+
+
+def _starts(generation: Generation, search: Search, state: SearchState) -> bool:
+    """Start on what is pending, if there is as much of it as should be, and nothing to take from the cache."""
+    starts = generation.takes(state) and not search.cache.knows_any(state.pending)
+    if starts:
+        generation.start(state)
+    return starts
+
+
+def _progress_line(search: Search, state: SearchState, last: int, scored: int, seconds: float) -> str:
+    """What a generation, the last so many told, has brought: ``scored`` of it in so many seconds."""
+    images = len(search.scoring.images.subset)
+    best, median = _best_and_median(state, last)
+    saved = 1 - float(state.images[-last:].double().mean()) / images
+    return (
+        f"generation {state.generation}/{search.settings.generations}  best {100 * best / images:.1f} %  "
+        f"median {100 * median:.1f} %  {scored / max(seconds, 1e-9):.2f} candidates/s ({last - scored} from cache)"
+        + (f"  {100 * saved:.0f} % of the images saved" if search.race else "")
+    )
 
 
 def _race(search: Search, state: SearchState) -> Race | None:

@@ -51,8 +51,9 @@ def save_state(out: Path, state: SearchState, costs: Mapping[str, Quantity], ide
 
 
 def columns_of(state: SearchState, chosen: Tensor, costs: Mapping[str, Quantity]) -> dict[str, list[Any]]:
-    """Score, costs and genome of some genomes told, as columns of a table."""
-    genome_PG = state.genome_VG[chosen]
+    """Score, costs (on the host) and genome of some genomes told, as columns of a table."""
+    # Costs for a file are those on the host: a GPU is not asked for each of them.
+    genome_PG = state.genome_VG[chosen].cpu()
     return {
         "correct": state.correct[chosen].tolist(),
         "images": state.images[chosen].tolist(),

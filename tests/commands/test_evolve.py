@@ -13,6 +13,9 @@ import pytest
 import torch
 from small_runs import TINY_SEARCH, ErrorLine, run, start
 
+from engine.generation import Generation
+from engine.run import search as search_module
+from engine.run.search import Search
 from engine.space import architecture
 from engine.space.costs import cost_model
 from engine.space.structure import load_structure
@@ -190,6 +193,34 @@ def test_a_profile_accounts_for_the_time_of_the_generations_and_changes_no_resul
     assert "where the time of 2 generations went" in capfd.readouterr().out
     for name in ("candidates.csv", "state.json", "structure.json"):
         assert (tmp_path / "profiled" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+def test_generations_on_the_device_write_the_same_bytes_and_take_known_scores_from_the_cache(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shared = ("--flops", "300M", "--run", copied, *LONGER, "--mutants", "3", "--crossovers", "3", "--generations", "3")
+    assert run("evolve", *shared, "--out", tmp_path / "host") == 0
+    scores = next((copied / "scores").iterdir())
+    expected = sorted(scores.read_text().splitlines())
+    generations: list[Generation] = []
+
+    def on_device(search: Search) -> Generation:
+        scoring = search.scoring
+        assert Generation.serves(search.settings, scoring.images)
+        generations.append(Generation(scoring.net, scoring.images, scoring.memory, search.settings, search.budget))
+        return generations[-1]
+
+    monkeypatch.setattr(search_module, "on_device", on_device)
+    for name, steps in (("device", 3), ("again", 0)):
+        if steps:
+            scores.unlink()
+        capfd.readouterr()
+        assert run("evolve", *shared, "--out", tmp_path / name) == 0
+        assert generations[-1].steps == steps
+        assert capfd.readouterr().err.count(f"({0 if steps else 6} from cache)") == 3
+        for file in ("candidates.csv", "state.json", "structure.json", "uniform.json"):
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "host" / file).read_bytes()
+        assert sorted(scores.read_text().splitlines()) == expected
 
 
 def _generation(search: Path) -> int:
