@@ -148,7 +148,7 @@ def _register_triton(op: str, module: str) -> str:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install triton"
     try:
-        launch = getattr(importlib.import_module(module), f"{op}_triton")
+        launch = getattr(importlib.import_module(module), f"{op.rstrip('_')}_triton")
     except ImportError as error:
         return f"Triton does not load ({error})"
     if not _has_kernel(op, "triton", "CUDA"):

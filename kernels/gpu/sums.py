@@ -1,6 +1,7 @@
 """Per-channel sums in two stages of fixed order: the same bits in every run, and for a subnetwork in any batch.
 
-A kernel adds up each of its tiles of pixels in float32 (`add_tile`); `total` adds the tiles in float64.
+A kernel adds up each of its tiles of pixels in float32 (`add_tile`); `total` adds the tiles in float64. `add_parts`
+adds what programs have left.
 
 Legend: S subnetworks, C channels.
 """
@@ -47,4 +48,26 @@ def total(partials: Tensor | None, channels_S: Tensor, like: Tensor) -> Tensor:
     sums = partials.new_empty(count, 2, limit, dtype=torch.float64)
     grid = (triton.cdiv(limit, size.columns), count, 2)
     _total_kernel[grid](partials, sums, channels_S, tiles, limit, size.rows, size.columns, **size.options)
+    return sums
+
+
+@triton.jit
+def _add_parts_kernel(parts, sums, count, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((COLUMNS,), tl.float64)
+    for first in range(0, count, ROWS):
+        part = first + tl.arange(0, ROWS)
+        mask = (part < count)[:, None] & (column < width)[None, :]
+        total += tl.sum(tl.load(parts + part.to(tl.int64)[:, None] * width + column[None, :], mask=mask, other=0), 0)
+    tl.store(sums + column, total.to(sums.dtype.element_ty), mask=column < width)
+
+
+def add_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum over the first dimension of float64 `parts`, rounded once."""
+    sums = parts.new_empty(parts.shape[1:], dtype=dtype)
+    if sums.numel():
+        size = tile("parts", dtype)
+        _add_parts_kernel[triton.cdiv(sums.numel(), size.columns),](
+            parts, sums, len(parts), sums.numel(), size.rows, size.columns, **size.options
+        )
     return sums

@@ -38,7 +38,11 @@ FIXED = {
     "ragged_depthwise": Tile(rows=32, columns=64),
     "ragged_normalise": Tile(rows=64, columns=64),
     "ragged_max_pool": Tile(rows=32, columns=64),
+    "parts": Tile(rows=256, columns=16),
 }
+# Numbers of a basis that a program holds at a time, and the most programs of a pass over it: some for every processor
+# of the largest GPU, few enough for their sums to be added in a moment.
+GENERATOR_NUMBERS, GENERATOR_PROGRAMS = (8192, 3) if triton.knobs.runtime.interpret else (1024, 1024)
 
 
 def tile(op: str, dtype: torch.dtype, max_cin: int = 1, max_cout: int = 1, prologue: bool = False) -> Tile:
@@ -48,6 +52,19 @@ def tile(op: str, dtype: torch.dtype, max_cin: int = 1, max_cout: int = 1, prolo
     if op in FIXED:
         return FIXED[op]
     return _convolution(dtype, max_cin, max_cout, prologue)
+
+
+def generator_tile(hidden: int) -> Tile:
+    """Rows of a basis by as many columns as hold a row: `Tile(rows=16, columns=64)` for a hidden size of 64."""
+    columns = max(triton.next_power_of_2(hidden), 16)
+    return Tile(rows=max(GENERATOR_NUMBERS // columns, 1), columns=columns)
+
+
+def generator_runs(rows: int, size: Tile) -> tuple[int, int]:
+    """How many neighbouring tiles of a basis of `rows` rows a program takes, and how many programs there are."""
+    tiles = triton.cdiv(rows, size.rows)
+    tiles_each = triton.cdiv(tiles, GENERATOR_PROGRAMS)
+    return tiles_each, triton.cdiv(tiles, tiles_each)
 
 
 def _convolution(dtype: torch.dtype, max_cin: int, max_cout: int, prologue: bool) -> Tile:

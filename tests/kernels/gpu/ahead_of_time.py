@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from math import isqrt
 from typing import Any
 
 import torch
@@ -22,7 +23,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from kernels.code_gradients.triton import code_gradients_triton
 from kernels.fused_block.triton import fused_block_triton
+from kernels.generate_delayed.triton import generate_delayed_triton
 from kernels.generate_weights.triton import generate_weights_triton
 from kernels.layout import Image, activation_slot, output_image, weight_slot
 from kernels.ragged_conv.triton import ragged_conv_triton
@@ -30,6 +33,8 @@ from kernels.ragged_depthwise.triton import ragged_depthwise_triton
 from kernels.ragged_max_pool.triton import ragged_max_pool_triton
 from kernels.ragged_normalise.triton import ragged_normalise_triton
 from kernels.score_logits.triton import score_logits_triton
+from kernels.update_generators.recurrence import Recurrence
+from kernels.update_generators.triton import update_generators_triton
 
 S = 50
 META = torch.device("meta")
@@ -73,6 +78,27 @@ def generate(
 ) -> None:
     basis, bias = empty(cout, cin, taps, hidden, dtype=dtype), empty(cout, cin, taps, dtype=dtype)
     generate_weights_triton(basis, bias, empty(count, hidden, dtype=dtype), numbers(), numbers(), depthwise)
+
+
+def train(cout: int, cin: int, taps: int, hidden: int, depthwise: bool = False, count: int = 1, steps: int = 1) -> None:
+    """Update a generator after some steps of `count` structures, or ask for what `delayed` does before that."""
+    state = [empty(cout, cin, taps, *last) for last in ((hidden,), (), (hidden,), ())]
+    grad = empty(count, weight_slot(cin, cout, isqrt(taps), FP32, depthwise, META))
+    widths, codes = empty(count, dtype=torch.int32), empty(count, hidden)
+    recurrences = [Recurrence()]
+    for _ in range(steps):
+        recurrences.append(recurrences[-1].step(lr=0.1, momentum=0.9, weight_decay=1e-4))
+    before, after = recurrences[-2:]
+
+    def factors(number: int) -> list[list[Tensor]]:
+        return [[each] * number for each in (codes, grad, widths, widths)]
+
+    coefficients = [list(numbers) for numbers in (before.weights, after.weights, after.momentum)]
+    update_generators_triton(*state, *factors(steps), depthwise, *coefficients)  # type: ignore[call-arg, arg-type]
+    if steps > 1:
+        late = (*state, *factors(steps - 1), depthwise, coefficients[0])
+        generate_delayed_triton(*late, codes, widths, widths)  # type: ignore[call-arg, arg-type]
+        code_gradients_triton(*late, grad, widths, widths)  # type: ignore[call-arg, arg-type]
 
 
 def conv(
@@ -142,6 +168,7 @@ def least() -> None:
     normalise(BF16, image, 1)
     max_pool(BF16, image, 1)
     score(BF16, image, 1, 1)
+    train(1, 1, 1, 1)
 
 
 def tensor_float32() -> None:
@@ -162,6 +189,11 @@ CASES: dict[str, Callable[[], None]] = {
     "generate_weights 3x3 bf16": lambda: generate(BF16, 512, 512, 9, 32),
     "generate_weights depthwise bf16": lambda: generate(BF16, 960, 1, 9, 64, True),
     "generate_weights depthwise fp32": lambda: generate(FP32, 960, 1, 9, 64, True),
+    "update_generators 1x1": lambda: train(576, 96, 1, 64),
+    "update_generators 3x3 8 structures": lambda: train(512, 512, 9, 32, count=8),
+    "update_generators depthwise": lambda: train(960, 1, 9, 64, True),
+    "update_generators shared": lambda: train(576, 96, 1, 0),
+    "update_generators 8 steps": lambda: train(576, 96, 1, 64, count=4, steps=8),
     "ragged_conv 1x1 32-16 bf16": lambda: conv(BF16, (125, 112, 112), 32, 16),
     "ragged_conv 1x1 96-576 bf16": lambda: conv(BF16, (250, 14, 14), 96, 576),
     "ragged_conv 1x1 96-576 fp32": lambda: conv(FP32, (250, 14, 14), 96, 576),

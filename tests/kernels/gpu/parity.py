@@ -14,12 +14,14 @@ import emulated
 import pytest
 import ragged
 import test_fused_block
+import test_generate_delayed
 import test_generate_weights
 import test_ragged_conv
 import test_ragged_depthwise
 import test_ragged_max_pool
 import test_ragged_normalise
 import test_score_logits
+import test_update_generators
 import torch
 
 import kernels
@@ -27,13 +29,16 @@ from kernels import backends, layout
 from kernels.ops import CUDA_NAMESPACE, REFERENCE_NAMESPACE, overload
 
 TRITON_OPS = (
+    "code_gradients",
     "fused_block",
+    "generate_delayed",
     "generate_weights",
     "ragged_conv",
     "ragged_depthwise",
     "ragged_max_pool",
     "ragged_normalise",
     "score_logits",
+    "update_generators",
 )
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -52,13 +57,21 @@ LAUNCHERS = launchers()
 
 @pytest.fixture(autouse=True)
 def kernel(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """Every op is its kernel under test, on a GPU if there is one."""
+    """Every op is its kernel under test, on a GPU if there is one, but where the reference is asked for."""
     op = getattr(sys.modules[request.function.__module__], "OP", None)
-    if op is not None and op not in LAUNCHERS:
+    if op is not None and op.rstrip("_") not in LAUNCHERS:
         pytest.skip(f"{op} has no {ragged.GPU_KERNELS} kernel")
 
     def implementation(op: str, like: torch.Tensor) -> Callable[..., Any]:
-        return lambda *args: ragged.moved(LAUNCHERS[op](*ragged.moved(args, DEVICE)), "cpu")
+        def call(*args: Any) -> Any:
+            there = ragged.moved(args, DEVICE)
+            result = ragged.moved(LAUNCHERS[op.rstrip("_")](*there), "cpu")
+            if op.endswith("_"):
+                for here, changed in zip(args[:4], there, strict=False):
+                    here.copy_(changed)
+            return result
+
+        return overload(REFERENCE_NAMESPACE, op) if backends._choice == "reference" else call
 
     monkeypatch.setattr(backends, "implementation", implementation)
     monkeypatch.setattr(layout, "channels_per_word", lambda dtype, device: 1)
@@ -129,3 +142,10 @@ test_score_dense = test_score_logits.test_each_image_is_scored_as_by_its_own_den
 test_score_nan = test_score_logits.test_an_image_with_a_nan_logit_is_never_correct
 test_score_diverged = test_score_logits.test_one_diverged_image_leaves_the_others_their_scores
 test_block_dense = test_fused_block.test_a_block_equals_its_dense_convolutions_one_after_another
+test_update_exact = test_update_generators.test_a_step_is_as_exact_as_autograd_and_torch_sgd
+test_update_outside = test_update_generators.test_outside_all_crops_momentum_and_weights_still_decay
+test_update_guarded = test_update_generators.test_only_what_is_given_is_written
+test_delayed_exact = test_generate_delayed.test_kernels_are_as_exact_as_the_reference_in_the_same_precision
+test_delayed_at_rest = (
+    test_generate_delayed.test_at_rest_it_generates_what_generate_weights_does_with_pad_channels_of_zero
+)

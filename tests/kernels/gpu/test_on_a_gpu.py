@@ -14,6 +14,7 @@ import test_score_logits
 import torch
 from ragged import moved
 from torch import Tensor
+from weight_generators import Generator, state_of
 
 from kernels import backends
 from kernels.ops import REFERENCE_NAMESPACE, overload
@@ -28,6 +29,9 @@ ARGUMENTS: dict[str, Callable[[], list[Any]]] = {
     "ragged_max_pool": lambda: test_ragged_max_pool.arguments(FP32, [16, 16]),
     "score_logits": test_score_logits.arguments,
     "fused_block": test_fused_block.arguments,
+    "generate_delayed": lambda: training("generate_delayed"),
+    "code_gradients": lambda: training("code_gradients"),
+    "update_generators_": lambda: training("update_generators_"),
 }
 
 pytestmark = [
@@ -50,10 +54,27 @@ def full_widths() -> list[Tensor]:
     return [torch.tensor([8, 8], dtype=torch.int32), torch.tensor([16, 16], dtype=torch.int32)]
 
 
-def call(op: str, arguments: list[Any]) -> list[Tensor]:
+def training(op: str) -> list[Any]:
+    """A step of two structures that waits for its update, and another one."""
+    torch.manual_seed(0)
+    shapes = [(16, 8, 9, 20), (16, 8, 9)] * 2
+    generator = Generator(state_of(torch.randn(shape) for shape in shapes), weight_decay=0.01)
+    factors = [generator.random_factors([(16, 8), (16, 8)]) for _ in range(2)]
+    before, after = generator.next(), generator.next(generator.next())
+    steps = [[(f.codes_SH, f.grad, f.cin_S, f.cout_S)[n] for f in factors] for n in range(4)]
+    if op == "update_generators_":
+        return [*generator.tensors, *steps, False, list(before.weights), list(after.weights), list(after.momentum)]
+    pending, last = [of_steps[:1] for of_steps in steps], factors[1]
+    given = last.codes_SH if op == "generate_delayed" else last.grad
+    return [*generator.tensors, *pending, False, list(before.weights), given, last.cin_S, last.cout_S]
+
+
+def call(op: str, arguments: list[Any], implementation: Callable[..., Any] | None = None) -> list[Tensor]:
+    """What the op returns, and of an op in place also what it changed, which was a copy."""
+    changed = [a.clone() for a in arguments[:4]] if op.endswith("_") else []
     with torch.no_grad():
-        results = backends.implementation(op, arguments[0])(*arguments)
-    return list(results) if isinstance(results, tuple) else [results]
+        results = (implementation or backends.implementation(op, arguments[0]))(*changed, *arguments[len(changed) :])
+    return [*(results if isinstance(results, tuple) else [results]), *changed]
 
 
 @pytest.fixture
@@ -66,11 +87,8 @@ def no_waiting() -> Iterator[None]:
 
 def test_an_op_equals_its_reference(op: str) -> None:
     arguments = ARGUMENTS[op]()
-    with torch.no_grad():
-        expected = overload(REFERENCE_NAMESPACE, op)(*arguments)
-    for actual, wanted in zip(
-        call(op, moved(arguments, "cuda")), expected if isinstance(expected, tuple) else [expected], strict=True
-    ):
+    expected = call(op, arguments, overload(REFERENCE_NAMESPACE, op))
+    for actual, wanted in zip(call(op, moved(arguments, "cuda")), expected, strict=True):
         torch.testing.assert_close(actual.cpu(), wanted, rtol=1e-5, atol=1e-4)
 
 
