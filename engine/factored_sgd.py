@@ -9,6 +9,9 @@ Several ranks have an equal part of the structures each. The gradients of genera
 are all that they exchange: codes, and so the gradients of bases and fc1, every rank makes itself, of all structures.
 The bits are those of one process with the same structures.
 
+Structures come from the host, where their widths are looked up, so that a step reads nothing back from a GPU: it takes
+genomes and widths there in one copy each, and all else follows them.
+
 Shape suffixes: S structures, N images, G genes, H hidden size.
 """
 
@@ -78,6 +81,8 @@ class FactoredSGD:
         self.codes: list[Tensor] = []
         self.weights: list[Tensor] = []
         self.classifiers: list[tuple[Tensor, Tensor]] = []
+        # Channels in and out of every convolution, on the host and on the device.
+        self.channels: list[tuple[Tensor, Tensor]] = []
         self.widths: list[tuple[Tensor, Tensor]] = []
         self.recurrence = Recurrence()
         # Of every convolution, the factors of the steps that were not applied yet.
@@ -94,11 +99,14 @@ class FactoredSGD:
         The N images are split among the structures in order, ``[S, N / S, classes]``, or all of them see the same
         ones (``shared``), ``[S, N, classes]``. With several ranks, images and logits are of the own structures.
         """
-        self.codes, self.widths = self.net.all_codes(genome_SG), self.net.widths(genome_SG)
+        device, genome_SG = self.net.classifier.weight.device, genome_SG.cpu()
+        self.channels = self.net.widths(genome_SG)
+        self.codes = self.net.all_codes(_sent(genome_SG, device))
+        self.widths = _pairs(_sent(torch.stack([width_S for pair in self.channels for width_S in pair]), device))
         own = self.team.own(len(genome_SG))
         codes, widths = [code_SH[own] for code_SH in self.codes], [(cin[own], cout[own]) for cin, cout in self.widths]
         # The same on all ranks, whoever has the widest structure.
-        limits = [(int(cin.max()), int(cout.max())) for cin, cout in self.widths]
+        limits = [(int(cin.max()), int(cout.max())) for cin, cout in self.channels]
         with torch.no_grad():
             self.weights = [
                 self._leaf(*each)
@@ -116,11 +124,17 @@ class FactoredSGD:
         self, images_NCHW: Tensor, widths: list[tuple[Tensor, Tensor]], limits: list[tuple[int, int]], shared: bool
     ) -> list[Tensor]:
         """What the classifier reads of every structure: of all in one pass, where there are kernels for that."""
+        channels = self._own_channels()
         if backends.chosen("ragged_conv_backward", images_NCHW.device, self.net.precision) != "reference":
-            return training_features(self.net, self.weights, widths, limits, images_NCHW, shared=shared)
-        dense, structures = self.net.unpack(self.weights, widths), len(self.weights[0])
+            features: list[int] = channels[-1][1].tolist()
+            return training_features(self.net, self.weights, widths, limits, features, images_NCHW, shared=shared)
+        dense, structures = self.net.unpack(self.weights, channels), len(self.weights[0])
         parts = [images_NCHW] * structures if shared else images_NCHW.chunk(structures)
         return [self.net.features(part, [w[s] for w in dense]) for s, part in enumerate(parts)]
+
+    def _own_channels(self) -> list[tuple[Tensor, Tensor]]:
+        own = self.team.own(len(self.codes[0]))
+        return [(cin[own], cout[own]) for cin, cout in self.channels]
 
     @staticmethod
     def _leaf(weight: Tensor, conv: Conv, limit: tuple[int, int]) -> Tensor:
@@ -149,7 +163,7 @@ class FactoredSGD:
             weight.grad[:, : d_weight.shape[1]] += d_weight
             bias.grad += d_bias
         self.rest.step(lr)
-        self.codes, self.weights, self.classifiers, self.widths = [], [], [], []
+        self.codes, self.weights, self.classifiers, self.channels, self.widths = [], [], [], [], []
         if self.recurrence.steps == self.delay:
             self._rest()
 
@@ -174,14 +188,13 @@ class FactoredSGD:
         if self.team.size == 1:
             return grads, classifier_grads
         # Dense crops: pad channels need not travel.
-        convs, structures = self.net.space.convs, len(self.codes[0])
-        own = self.team.own(structures)
-        dense = self.net.unpack(grads, [(cin[own], cout[own]) for cin, cout in self.widths])
+        convs = self.net.space.convs
+        dense = self.net.unpack(grads, self._own_channels())
         lists = [[*(of_conv[s] for of_conv in dense), *extra] for s, extra in enumerate(classifier_grads)]
-        found = self.team.gather_lists(lists, gradient_shapes(self.net, self.widths))
+        found = self.team.gather_lists(lists, gradient_shapes(self.net, self.channels))
         packed = [
             pack_weights([of_one[layer] for of_one in found], int(cin.max()), int(cout.max()), conv.depthwise)
-            for layer, (conv, (cin, cout)) in enumerate(zip(convs, self.widths, strict=True))
+            for layer, (conv, (cin, cout)) in enumerate(zip(convs, self.channels, strict=True))
         ]
         return packed, [of_one[len(convs) :] for of_one in found]
 
@@ -222,6 +235,16 @@ class FactoredSGD:
             for name, parameter in self.generated.items()
             if name in momentum
         }
+
+
+def _sent(host: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, which is not waited for."""
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+
+
+def _pairs(rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The rows of a matrix, two and two."""
+    return [(first, second) for first, second in rows.unflatten(0, (-1, 2))]
 
 
 def _grad(leaf: Tensor) -> Tensor:

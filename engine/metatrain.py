@@ -291,7 +291,7 @@ def training_of(options: Metatrain, out: Path, space: Space, data: Data, recipe:
     optimizer = FactoredSGD(net, recipe, _delay(options, data.device), team, options.momentum_dtype)
     average = None if options.ema is None else WeightAverage(net, options.ema, steps)
     step_recipe = options.step_recipe
-    structures_of = step_recipe.structures_of(space, options.seed, data.device)
+    structures_of = step_recipe.structures_of(space, options.seed)
     scored = population.scoring_images(data, options.calibration_images)
     validated = _validation_genomes(space, options.seed, data.device)
     memory = _step_bytes(options, space, recipe.batch, data)

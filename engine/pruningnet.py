@@ -109,14 +109,22 @@ class PruningNet(nn.Module):
 
     def codes(self, layer: int, genome_SG: Tensor) -> Tensor:
         """Codes ``[S, H]`` of one convolution for valid genomes ``[S, G]``."""
-        genes = [self.space.gene_index[gene] for gene in self.space.convs[layer].context]
+        return self._codes(layer, self._ratios(genome_SG))
+
+    def _ratios(self, genome_SG: Tensor) -> Tensor:
+        """The ratios ``[G, S]`` of genomes on the device of the network."""
         ratios_GC: Tensor = self.ratios_GC  # type: ignore[assignment]
-        # Gene by gene: a list of genes as an index would be copied to the device, and a GPU waited for.
-        return self.layer(layer).codes(torch.stack([ratios_GC[gene][genome_SG[:, gene]] for gene in genes], 1))
+        return ratios_GC.gather(1, genome_SG.T)
+
+    def _codes(self, layer: int, ratios_GS: Tensor) -> Tensor:
+        # Rows one by one: a list of their numbers would have to be copied to a GPU, which that would wait for.
+        rows = [ratios_GS[self.space.gene_index[gene]] for gene in self.space.convs[layer].context]
+        return self.layer(layer).codes(torch.stack(rows, dim=1))
 
     def all_codes(self, genome_SG: Tensor) -> list[Tensor]:
         """Codes ``[S, H]`` of every convolution."""
-        return [self.codes(layer, genome_SG) for layer in range(len(self.generators))]
+        ratios_GS = self._ratios(genome_SG)
+        return [self._codes(layer, ratios_GS) for layer in range(len(self.generators))]
 
     def widths(self, genome_SG: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Input and output channels `[S]`, int32, of every convolution."""

@@ -71,12 +71,15 @@ class StepRecipe:
                 "give a multiple of that, or let torchrun start as many processes as divide them"
             )
 
-    def structures_of(self, space: Space, seed: int, device: torch.device) -> Callable[[int], Tensor]:
-        """The function that gives the structures of a step, ``[S, G]``, from its number: the largest comes first."""
+    def structures_of(self, space: Space, seed: int) -> Callable[[int], Tensor]:
+        """The function that gives the structures of a step, ``[S, G]``, from its number: the largest comes first.
+
+        They are drawn on the host, where their widths have to be known.
+        """
         if not self.sandwich:
-            return random_structures(space, self.sampling, self.structures, seed, device)
-        ends_2G = torch.cat([space.uniform_choice(space.choices - 1), space.uniform_choice(0)]).to(device)
-        others = random_structures(space, self.sampling, self.structures - len(ends_2G), seed, device)
+            return random_structures(space, self.sampling, self.structures, seed)
+        ends_2G = torch.cat([space.uniform_choice(space.choices - 1), space.uniform_choice(0)])
+        others = random_structures(space, self.sampling, self.structures - len(ends_2G), seed)
         return lambda step: torch.cat([ends_2G, others(step)])
 
     def losses(self, logits_SnT: Tensor, labels_N: Tensor, label_smoothing: float) -> Tensor:
@@ -98,9 +101,7 @@ class StepRecipe:
         return torch.stack(summed) / (images * self.structures)
 
 
-def random_structures(
-    space: Space, sampling: Sampling, count: int, seed: int, device: torch.device
-) -> Callable[[int], Tensor]:
+def random_structures(space: Space, sampling: Sampling, count: int, seed: int) -> Callable[[int], Tensor]:
     """The function that gives the random structures of a step, ``[count, G]``: it depends on ``seed`` and the step.
 
     Either every width is uniform over its choices, or the MACs are uniform between the least and the full network's:
@@ -108,7 +109,7 @@ def random_structures(
     """
     if sampling == "widths":
         shape = (count, len(space.genes))
-        return lambda step: random_integers(stream_key(seed, "structure", step), space.choices, shape, device)
+        return lambda step: random_integers(stream_key(seed, "structure", step), space.choices, shape)
     costs = cost_model(space)
     least, full = costs.macs(torch.cat([space.uniform_choice(0), space.uniform_choice(space.choices - 1)])).tolist()
 
@@ -118,7 +119,7 @@ def random_structures(
         genome_KG = random_integers(stream_key(key, "genome"), space.choices, shape)
         rounding_KG = random_uniform(stream_key(key, "rounding"), shape)
         macs_K = least + (full - least) * random_uniform(stream_key(key, "macs"), shape[:1]).double()
-        return scale_to_macs(costs, genome_KG, rounding_KG, macs_K).unflatten(0, (BLOCK, count)).to(device)
+        return scale_to_macs(costs, genome_KG, rounding_KG, macs_K).unflatten(0, (BLOCK, count))
 
     return lambda step: block(step // BLOCK)[step % BLOCK]
 

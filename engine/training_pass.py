@@ -40,18 +40,19 @@ def training_features(
     weights: Sequence[Tensor],
     widths: Sequence[tuple[Tensor, Tensor]],
     limits: Sequence[tuple[int, int]],
+    features: Sequence[int],
     images_NCHW: Tensor,
     *,
     shared: bool = False,
 ) -> list[Tensor]:
-    """What the classifier reads of S structures, ``[N, C]`` each.
+    """What the classifier reads of S structures, ``[N, C]`` each, where ``features`` are the C.
 
     Of every convolution, ``weights`` are packed in slots for ``limits`` channels in and out, and ``widths`` are the
     channels ``[S]`` in and out of the structures. The images are split among the structures in order, and S divides
-    their number; or all see the same (``shared``). The bits of a structure's result depend on the limits, but not on
-    the others.
+    their number; or all see the same (``shared``). Nothing is read back from the device. The bits of a structure's
+    result depend on the limits, but not on the others.
     """
-    return _Pass(net, len(weights[0]), images_NCHW, shared).run(weights, widths, limits)
+    return _Pass(net, len(weights[0]), images_NCHW, shared).run(weights, widths, limits, features)
 
 
 class _Pass:
@@ -65,12 +66,16 @@ class _Pass:
         self.stored = materialised(net.space) | {net.space.convs[-1].name}
 
     def run(
-        self, weights: Sequence[Tensor], widths: Sequence[tuple[Tensor, Tensor]], limits: Sequence[tuple[int, int]]
+        self,
+        weights: Sequence[Tensor],
+        widths: Sequence[tuple[Tensor, Tensor]],
+        limits: Sequence[tuple[int, int]],
+        features: Sequence[int],
     ) -> list[Tensor]:
         for conv, weight, width_S, limit in zip(self.space.convs, weights, widths, limits, strict=True):
             self.tensors[conv.name] = self._layer(conv, weight, *width_S, *limit)
-        features = self.tensors[self.space.convs[-1].name]
-        dense = layout.unpack_activations(features.buffer, widths[-1][1], features.image)
+        last = self.tensors[self.space.convs[-1].name]
+        dense = layout.unpack_activations(last.buffer, features, last.image)
         return [x.mean(dim=(2, 3)) for x in dense]
 
     def _layer(self, conv: Conv, weight: Tensor, cin_S: Tensor, cout_S: Tensor, cin: int, cout: int) -> Activations:

@@ -1,12 +1,15 @@
 """FactoredSGD against plain autograd and torch.optim.SGD."""
 
 from math import prod
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from structures import random_genomes, space_of, tiny_space
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from engine.factored_sgd import (
     FactoredSGD,
@@ -172,6 +175,61 @@ def test_momentum_in_bfloat16_rounds_what_is_kept_of_the_bases_and_continues_bit
     second.restore({name: buffer.clone() for name, buffer in first.momentum().items()})
     train(again, second, range(2 * delay, 3 * delay))
     torch.testing.assert_close(again.state_dict(), through.state_dict(), rtol=0, atol=0)
+
+
+class Crossings(TorchDispatchMode):
+    """Notes every operation that takes tensors, not single numbers, of the host and of another device.
+
+    What is made of a list on that device it does not see.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        leaves = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor) and t.dim()]
+        if len({t.device for t in leaves}) > 1:
+            self.seen.append(str(func))
+        return result
+
+
+@pytest.mark.parametrize("delay", [1, 2])
+def test_a_step_reads_nothing_from_the_device_and_takes_genomes_and_widths_there_once(
+    delay: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tensors without values, whose reading fails, in place of those of a GPU; as if every op had a kernel for them.
+    monkeypatch.setattr(backends, "chosen", lambda *_: "triton")
+    backends._implementation.cache_clear()
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda _: None)
+    net = PruningNet(tiny_space(), device="meta")
+    optimizer = FactoredSGD(net, recipe(), delay)
+    images, labels = torch.empty(6, 3, 32, 32, device="meta"), torch.empty(6, dtype=torch.int64, device="meta")
+    for step in range(delay + 1):
+        with Crossings() as crossings:
+            one_step(optimizer, images, labels, step)
+        assert crossings.seen == ["aten._to_copy.default"] * 2
+    backends._implementation.cache_clear()
+
+
+def one_step(optimizer: FactoredSGD, images: Tensor, labels: Tensor, step: int) -> None:
+    logits = optimizer.logits(images, random_genomes(optimizer.net.space, 3, step))
+    F.cross_entropy(logits.flatten(0, 1), labels).backward()
+    optimizer.step(0.1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_step_does_not_wait_for_the_gpu() -> None:
+    net = PruningNet(tiny_space(), generator=torch.Generator().manual_seed(0), device="cuda")
+    optimizer = FactoredSGD(net, recipe())
+    images, labels = (tensor.cuda() for tensor in batch(net.space, 0))
+    one_step(optimizer, images, labels, 0)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        one_step(optimizer, images, labels, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("hidden", [3, SHARED])

@@ -15,7 +15,6 @@ from engine.space.costs import cost_model
 from engine.space.recipe import Recipe
 from engine.step_recipe import BLOCK, Sampling, StepRecipe, random_structures, scale_to_macs
 
-CPU = torch.device("cpu")
 SMOOTHING = 0.1
 seeds = st.integers(0, 2**32)
 
@@ -27,20 +26,20 @@ seeds = st.integers(0, 2**32)
 @given(seeds, st.integers(0, 5 * BLOCK), st.integers(1, 4))
 def test_structures_depend_on_seed_and_step_alone(sampling: Sampling, seed: int, step: int, count: int) -> None:
     space = space_of("mobilenet_v1")
-    one, other = (random_structures(space, sampling, count, seed, CPU) for _ in range(2))
+    one, other = (random_structures(space, sampling, count, seed) for _ in range(2))
     for earlier in (step + 3 * BLOCK, 0):
         other(earlier)
     assert torch.equal(one(step), other(step))
     assert torch.equal(space.check_genome(one(step)), one(step))
     assert len(one(step)) == count
     assert not torch.equal(one(step), one(step + 1))
-    assert not torch.equal(one(step), random_structures(space, sampling, count, seed + 1, CPU)(step))
+    assert not torch.equal(one(step), random_structures(space, sampling, count, seed + 1)(step))
 
 
 def drawn_macs(name: str, sampling: Sampling, seed: int, steps: int) -> Tensor:
     """Where the structures of some steps lie between the least and the full network's MACs, sorted."""
     space = space_of(name)
-    costs, structures_of = cost_model(space), random_structures(space, sampling, 2, seed, CPU)
+    costs, structures_of = cost_model(space), random_structures(space, sampling, 2, seed)
     genome_KG = torch.cat([structures_of(step) for step in range(steps)])
     ends_2G = torch.cat([space.uniform_choice(0), space.uniform_choice(space.choices - 1)])
     least, full = costs.macs(ends_2G).tolist()
@@ -94,10 +93,10 @@ def test_a_sandwich_is_the_largest_the_smallest_and_random_ones(
 ) -> None:
     space = space_of("mobilenet_v1")
     recipe = StepRecipe(structures, sandwich=True, sampling=sampling)
-    largest_G, smallest_G, *others = recipe.structures_of(space, seed, CPU)(step)
+    largest_G, smallest_G, *others = recipe.structures_of(space, seed)(step)
     assert (largest_G == space.choices - 1).all()
     assert (smallest_G == 0).all()
-    assert torch.equal(torch.stack(others), random_structures(space, sampling, structures - 2, seed, CPU)(step))
+    assert torch.equal(torch.stack(others), random_structures(space, sampling, structures - 2, seed)(step))
 
 
 # -- losses --------------------------------------------------------------------------------------------------------
@@ -138,7 +137,7 @@ def test_a_step_is_that_of_the_loss_written_out_structure_by_structure(recipe: S
     sgd = Recipe(batch=12, epochs=1, lr=0.1, schedule="linear", weight_decay=1e-3)
     optimizer, plain = FactoredSGD(net, sgd), SGD(plain_net.named_parameters(), sgd)
     images, labels = batch(net.space.classes)
-    genome_SG = recipe.structures_of(net.space, seed=1, device=CPU)(0)
+    genome_SG = recipe.structures_of(net.space, seed=1)(0)
 
     loss = recipe.losses(optimizer.logits(images, genome_SG, shared=recipe.sandwich), labels, SMOOTHING).sum()
     expected = loss_by_hand(plain_net, recipe, genome_SG, images, labels)
