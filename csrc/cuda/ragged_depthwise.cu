@@ -67,31 +67,64 @@ __host__ __device__ inline Tiling tiling(int all_vectors, int N, int out_H, int 
     return t;
 }
 
-// A block's part of a subnetwork, from the subnetwork's own numbers; `number` is -1 where there is none.
+// A block's part of a subnetwork, from the subnetwork's own numbers.
+struct Plan : Tiling {
+    int s, channels, padded;
+    int number, left, top, image;          // the tile, -1 where there is none, and its first pixel
+    int columns_here, rows_here, in_rows;  // of the tile, without what lies beyond the image
+    int first, vectors_here, walkers;      // first channel and vectors of the chunk; columns walked at once
+
+    template <typename T>
+    __host__ __device__ Plan(const RaggedDepthwise<T>& args, int stride, int block, int s, int channels)
+        : Tiling(tiling(ceil_div(channels, 8) * 8 / kPerVector<T>, args.N, args.out_H, args.out_W, stride)),
+          s(s),
+          channels(channels),
+          padded(ceil_div(channels, 8) * 8) {
+        const int chunk = rest(block, chunks), row = quotient(quotient(block, chunks), across);
+        number = quotient(block, chunks);
+        left = rest(number, across) * columns;
+        top = rest(row, down) * rows;
+        image = quotient(row, down) * images;
+        first = chunk * vectors * kPerVector<T>;
+        columns_here = at_most(columns, args.out_W - left);
+        rows_here = at_most(rows, args.out_H - top);
+        in_rows = (rows_here - 1) * stride + kWindow;
+        // The chunks are as even as may be: only the last can be short.
+        vectors_here = at_most(vectors, (padded - first) / kPerVector<T>);
+        walkers = quotient(kThreads, vectors);
+        if (number >= tiles()) number = -1;
+    }
+};
+
+// Shared memory: the tile, or sums; numbers per channel; the plan.
+constexpr int kNumbers = 2 * kVectors * 8 * static_cast<int>(sizeof(float));
+constexpr int kBytes = kShared + kNumbers + static_cast<int>(sizeof(Plan));
+
+// A block's plan, which one thread makes for all: its divisions are a tenth of a thread's work, and in shared
+// memory it takes no registers. And this thread's place in it.
 template <typename T>
 struct Part {
-    Tiling t;
-    int s, channels, padded, number, first;  // the tile's number, and the chunk's first channel
-    int walkers, walker, vector;             // columns walked at once, and this thread's
+    const Plan& plan;
+    int vector, walker;  // the latter -1 if there is nothing to do
 
-    __device__ Part(const RaggedDepthwise<T>& args, int stride) {
-        s = static_cast<int>(blockIdx.y);
-        channels = args.channels[s];
-        padded = (channels + 7) / 8 * 8;
-        t = tiling(padded / kPerVector<T>, args.N, args.out_H, args.out_W, stride);
-        const int chunk = rest(static_cast<int>(blockIdx.x), t.chunks);
-        number = quotient(static_cast<int>(blockIdx.x), t.chunks);
-        if (number >= t.tiles()) number = -1;
-        first = chunk * t.vectors * kPerVector<T>;
-        // The chunks are as even as may be: only the last can be short.
-        const int here = at_most(t.vectors, (padded - first) / kPerVector<T>);
-        walkers = quotient(kThreads, t.vectors);
-        vector = rest(static_cast<int>(threadIdx.x), t.vectors);
-        walker = quotient(static_cast<int>(threadIdx.x), t.vectors);
-        if (walker >= walkers || vector >= here) walker = -1;
+    __device__ Part(const RaggedDepthwise<T>& args, int stride) : plan(made(args, stride)) {
+        vector = rest(static_cast<int>(threadIdx.x), plan.vectors);
+        walker = quotient(static_cast<int>(threadIdx.x), plan.vectors);
+        if (walker >= plan.walkers || vector >= plan.vectors_here) walker = -1;
     }
+
+    __device__ static const Plan& made(const RaggedDepthwise<T>& args, int stride) {
+        auto* plan = reinterpret_cast<Plan*>(shared_memory() + kShared + kNumbers);
+        if (threadIdx.x == 0) {
+            const int s = static_cast<int>(blockIdx.y);
+            *plan = Plan(args, stride, static_cast<int>(blockIdx.x), s, args.channels[s]);
+        }
+        __syncthreads();
+        return *plan;
+    }
+
     // This thread's first channel.
-    __device__ int channel() const { return first + vector * kPerVector<T>; }
+    __device__ int channel() const { return plan.first + vector * kPerVector<T>; }
 };
 
 // Numbers per channel, `otherwise` beyond the subnetwork's own: what lies there is not read.
@@ -122,12 +155,12 @@ struct Finish {
 
     __device__ Finish(const RaggedDepthwise<T>& args, const Part<T>& part) : args(args), part(part) {
         auto* behind_tile = reinterpret_cast<float*>(shared_memory() + kShared);
-        const int width = part.t.vectors * kCount;
+        const int width = part.plan.vectors * kCount;
         for (int i = static_cast<int>(threadIdx.x); i < width; i += kThreads) {
-            const int channel = part.first + i;
-            const std::int64_t at = static_cast<std::int64_t>(part.s) * args.max_channels + channel;
+            const int channel = part.plan.first + i;
+            const std::int64_t at = static_cast<std::int64_t>(part.plan.s) * args.max_channels + channel;
             // What lies beyond a subnetwork's channels is not read.
-            const bool known = channel < part.channels;
+            const bool known = channel < part.plan.channels;
             behind_tile[i] = known && args.scale != nullptr ? args.scale[at] : 1.0f;
             behind_tile[width + i] = known && args.shift != nullptr ? args.shift[at] : 0.0f;
         }
@@ -152,7 +185,7 @@ struct Finish {
 
     // Where the channels of a pixel go.
     __device__ T* pixel(std::int64_t number) const {
-        return args.y + part.s * args.y_slot + number * part.padded + part.channel();
+        return args.y + part.plan.s * args.y_slot + number * part.plan.padded + part.channel();
     }
 
     __device__ __forceinline__ void store(T* to, float (&value)[kCount]) {
@@ -173,7 +206,7 @@ struct Finish {
     __device__ void add_up() {
         if constexpr (kStatistics) {
             auto* of_walker = reinterpret_cast<float*>(shared_memory());
-            const int width = part.t.vectors * kCount;
+            const int width = part.plan.vectors * kCount;
             __syncthreads();
             if (part.walker >= 0) {
                 float* mine = of_walker + part.walker * 2 * width + part.vector * kCount;
@@ -185,11 +218,11 @@ struct Finish {
             }
             __syncthreads();
             for (int i = static_cast<int>(threadIdx.x); i < 2 * width; i += kThreads) {
-                const int channel = part.first + i % width, which = i / width;
-                if (channel >= part.channels) continue;
+                const int channel = part.plan.first + i % width, which = i / width;
+                if (channel >= part.plan.channels) continue;
                 float total = 0.0f;
-                for (int w = 0; w < part.walkers; ++w) total += of_walker[w * 2 * width + i];
-                const std::int64_t row = part.s * args.tiles + part.number;
+                for (int w = 0; w < part.plan.walkers; ++w) total += of_walker[w * 2 * width + i];
+                const std::int64_t row = part.plan.s * args.tiles + part.plan.number;
                 args.partials[(row * 2 + which) * args.max_channels + channel] = total;
             }
         }
@@ -209,37 +242,28 @@ struct Stage {
     static constexpr int kCount = kPerVector<T>;
     const RaggedDepthwise<T>& args;
     const Part<T>& part;
-    int left, top, image, columns, rows, in_rows;  // pixels out; those that exist
-    T* tile;                                       // [images, in_rows, in_columns, vectors] vectors
+    T* tile;  // [images, in_rows, in_columns, vectors] vectors
 
-    __device__ Stage(const RaggedDepthwise<T>& args, const Part<T>& part) : args(args), part(part) {
-        const Tiling& t = part.t;
-        const int row = quotient(part.number, t.across);
-        left = rest(part.number, t.across) * t.columns;
-        top = rest(row, t.down) * t.rows;
-        image = quotient(row, t.down) * t.images;
-        columns = at_most(t.columns, args.out_W - left);
-        rows = at_most(t.rows, args.out_H - top);
-        in_rows = (rows - 1) * kStride + kWindow;
-        tile = reinterpret_cast<T*>(shared_memory());
-    }
+    __device__ Stage(const RaggedDepthwise<T>& args, const Part<T>& part)
+        : args(args), part(part), tile(reinterpret_cast<T*>(shared_memory())) {}
 
     // Calls visit(place in shared memory, place in `slot` of x, inside the image?) for the vectors this
     // thread copies: one column of pixels after another, from top to bottom.
     template <typename Visit>
     __device__ __forceinline__ void for_each(const T* slot, const Visit& visit) const {
-        const Tiling& t = part.t;
-        const int pitch = t.vectors * kCount, first_row = top * kStride - 1;
-        const std::int64_t below = static_cast<std::int64_t>(args.W) * part.padded;
-        for (int line = part.walker; line < t.images * t.in_columns; line += part.walkers) {
-            const int of_tile = quotient(line, t.in_columns), column = rest(line, t.in_columns);
-            const int n = image + of_tile, ix = left * kStride - 1 + column;
+        const Plan& plan = part.plan;
+        const int in_rows = plan.in_rows, in_columns = plan.in_columns, pitch = plan.vectors * kCount;
+        const int first_row = plan.top * kStride - 1;
+        const std::int64_t below = static_cast<std::int64_t>(args.W) * plan.padded;
+        for (int line = part.walker; line < plan.images * in_columns; line += plan.walkers) {
+            const int of_tile = quotient(line, in_columns), column = rest(line, in_columns);
+            const int n = plan.image + of_tile, ix = plan.left * kStride - 1 + column;
             const bool exists = n < args.N && ix >= 0 && ix < args.W;
-            T* to = tile + (of_tile * in_rows * t.in_columns + column) * pitch + part.vector * kCount;
+            T* to = tile + (of_tile * in_rows * in_columns + column) * pitch + part.vector * kCount;
             const T* from = slot + (static_cast<std::int64_t>(n) * args.H + first_row) * below +
-                            static_cast<std::int64_t>(ix) * part.padded;
+                            static_cast<std::int64_t>(ix) * plan.padded;
 #pragma unroll 4
-            for (int row = 0; row < in_rows; ++row, to += t.in_columns * pitch, from += below) {
+            for (int row = 0; row < in_rows; ++row, to += in_columns * pitch, from += below) {
                 const auto iy = static_cast<unsigned>(first_row + row);
                 visit(to, from, exists && iy < static_cast<unsigned>(args.H));
             }
@@ -249,7 +273,7 @@ struct Stage {
     // Copies the tile, zero outside of the image, and takes it through the prologue.
     __device__ void load() const {
         if (part.walker >= 0) {
-            const std::int64_t slot = args.source[part.s];
+            const std::int64_t slot = args.source[part.plan.s];
             const T* x = args.x + slot * args.x_slot + part.channel();
             for_each(x, [](T* to, const T* from, bool inside) { copy_async(to, from, inside); });
             commit_copies();
@@ -262,8 +286,10 @@ struct Stage {
     // Rounded to T, as the reference's own input would be. A thread takes what it copied: no barrier before.
     __device__ void normalise(std::int64_t slot, const T* x) const {
         float scale[kCount], shift[kCount];
-        per_channel(scale, args.input_scale, slot, args.max_channels, part.channel(), part.channels, 0.0f);
-        per_channel(shift, args.input_shift, slot, args.max_channels, part.channel(), part.channels, 0.0f);
+        per_channel(scale, args.input_scale, slot, args.max_channels, part.channel(), part.plan.channels,
+                    0.0f);
+        per_channel(shift, args.input_shift, slot, args.max_channels, part.channel(), part.plan.channels,
+                    0.0f);
         for_each(x, [&](T* at, const T*, bool inside) {
             if (!inside) return;
             float value[kCount];
@@ -280,26 +306,29 @@ __global__ void __launch_bounds__(kThreads, kStatistics ? kBlocks - 1 : kBlocks)
     staged_kernel(const RaggedDepthwise<T> args) {
     constexpr int kCount = kPerVector<T>;
     const Part<T> part(args, kStride);
-    if (part.number < 0) return;
+    if (part.plan.number < 0) return;
     const Stage<T, kStride> stage(args, part);
     Finish<T, kStatistics> finish(args, part);
     stage.load();
 
-    const int column = rest(part.walker, part.t.columns), image = quotient(part.walker, part.t.columns);
-    if (part.walker >= 0 && image < part.t.images && column < stage.columns && stage.image + image < args.N) {
+    const Plan& plan = part.plan;
+    const int column = rest(part.walker, plan.columns), image = quotient(part.walker, plan.columns);
+    if (part.walker >= 0 && image < plan.images && column < plan.columns_here &&
+        plan.image + image < args.N) {
         float weight[kTaps][kCount];
-        const T* taps = args.weight + args.weight_source[part.s] * args.weight_slot + part.channel();
+        const T* taps = args.weight + args.weight_source[plan.s] * args.weight_slot + part.channel();
 #pragma unroll
         for (int tap = 0; tap < kTaps; ++tap) {
-            load_vector(taps + tap * part.padded, weight[tap]);
+            load_vector(taps + tap * plan.padded, weight[tap]);
             if (!kStatistics) finish.scale(weight[tap]);
         }
-        const int pitch = part.t.vectors * kCount;
-        const T* at = stage.tile + (image * stage.in_rows * part.t.in_columns + column * kStride) * pitch +
-                      part.vector * kCount;
-        T* to = finish.pixel((static_cast<std::int64_t>(stage.image + image) * args.out_H + stage.top) *
+        const int pitch = plan.vectors * kCount, in_pitch = plan.in_columns * pitch, rows = plan.rows_here;
+        const T* at =
+            stage.tile + image * plan.in_rows * in_pitch + column * kStride * pitch + part.vector * kCount;
+        const std::int64_t out_pitch = static_cast<std::int64_t>(args.out_W) * plan.padded;
+        T* to = finish.pixel((static_cast<std::int64_t>(plan.image + image) * args.out_H + plan.top) *
                                  args.out_W +
-                             stage.left + column);
+                             plan.left + column);
         const auto take_row = [&](const auto& take) {
 #pragma unroll
             for (int j = 0; j < kWindow; ++j) {
@@ -307,7 +336,7 @@ __global__ void __launch_bounds__(kThreads, kStatistics ? kBlocks - 1 : kBlocks)
                 load_vector(at + j * pitch, value);
                 take(j, value);
             }
-            at += part.t.in_columns * pitch;
+            at += in_pitch;
         };
         // `first` is the output that needs the next row in, `second` the one below it, which overlaps it.
         float first[kCount], second[kCount];
@@ -321,7 +350,7 @@ __global__ void __launch_bounds__(kThreads, kStatistics ? kBlocks - 1 : kBlocks)
             });
         }
 #pragma unroll kStatistics || kStride == 2 ? 1 : 3
-        for (int row = 0; row < stage.rows; ++row) {
+        for (int row = 0; row < rows; ++row) {
             float third[kCount];
             if constexpr (kStride == 2) {
                 take_row(
@@ -334,7 +363,7 @@ __global__ void __launch_bounds__(kThreads, kStatistics ? kBlocks - 1 : kBlocks)
                 multiply_add<T>(third, weight[j], value);
             });
             finish.store(to, first);
-            to += static_cast<std::int64_t>(args.out_W) * part.padded;
+            to += out_pitch;
 #pragma unroll
             for (int i = 0; i < kCount; ++i) {
                 first[i] = kStride == 1 ? second[i] : third[i];
@@ -349,19 +378,21 @@ template <typename T, bool kStatistics>
 __global__ void __launch_bounds__(kThreads, kBlocks) direct_kernel(const RaggedDepthwise<T> args) {
     constexpr int kCount = kPerVector<T>;
     const Part<T> part(args, 0);
-    if (part.number < 0) return;
+    if (part.plan.number < 0) return;
     Finish<T, kStatistics> finish(args, part);
     __syncthreads();
     if (part.walker >= 0) {
-        const std::int64_t slot = args.source[part.s];
+        const std::int64_t slot = args.source[part.plan.s];
         const T* x = args.x + slot * args.x_slot + part.channel();
-        const T* taps = args.weight + args.weight_source[part.s] * args.weight_slot + part.channel();
+        const T* taps = args.weight + args.weight_source[part.plan.s] * args.weight_slot + part.channel();
         float scale[kCount], shift[kCount];
-        per_channel(scale, args.input_scale, slot, args.max_channels, part.channel(), part.channels, 1.0f);
-        per_channel(shift, args.input_shift, slot, args.max_channels, part.channel(), part.channels, 0.0f);
-        const int begin = part.number * part.t.columns,
-                  end = at_most(begin + part.t.columns, args.N * args.out_H * args.out_W);
-        for (int pixel = begin + part.walker; pixel < end; pixel += part.walkers) {
+        per_channel(scale, args.input_scale, slot, args.max_channels, part.channel(), part.plan.channels,
+                    1.0f);
+        per_channel(shift, args.input_shift, slot, args.max_channels, part.channel(), part.plan.channels,
+                    0.0f);
+        const int begin = part.plan.number * part.plan.columns,
+                  end = at_most(begin + part.plan.columns, args.N * args.out_H * args.out_W);
+        for (int pixel = begin + part.walker; pixel < end; pixel += part.plan.walkers) {
             const int left = pixel % args.out_W * args.stride - args.kernel / 2,
                       top = pixel / args.out_W % args.out_H * args.stride - args.kernel / 2;
             const std::int64_t image = static_cast<std::int64_t>(pixel / args.out_W / args.out_H) * args.H;
@@ -371,8 +402,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) direct_kernel(const RaggedD
                 const int iy = top + tap / args.kernel, ix = left + tap % args.kernel;
                 if (iy < 0 || iy >= args.H || ix < 0 || ix >= args.W) continue;
                 float value[kCount], weight[kCount];
-                load_vector(x + ((image + iy) * args.W + ix) * part.padded, value);
-                load_vector(taps + static_cast<std::int64_t>(tap) * part.padded, weight);
+                load_vector(x + ((image + iy) * args.W + ix) * part.plan.padded, value);
+                load_vector(taps + static_cast<std::int64_t>(tap) * part.plan.padded, weight);
                 if (!kStatistics) finish.scale(weight);
                 if (args.input_scale != nullptr) {
 #pragma unroll
@@ -419,9 +450,8 @@ int staged_stride(const RaggedDepthwise<T>& args) {
 
 template <typename T, bool kStatistics>
 const char* convolve(const RaggedDepthwise<T>& args, dim3 grid, void* stream) {
-    constexpr int kFloat = static_cast<int>(sizeof(float));
-    static_assert(kThreads * 2 * kPerVector<T> * kFloat <= kShared, "sums take the place of the tile");
-    constexpr int kBytes = kShared + 2 * kVectors * kPerVector<T> * kFloat;
+    static_assert(kThreads * 2 * kPerVector<T> * static_cast<int>(sizeof(float)) <= kShared,
+                  "sums take the place of the tile");
     const int stride = staged_stride(args);
     if (stride == 1)
         return launch(staged_kernel<T, 1, kStatistics>, grid, dim3{kThreads}, kBytes, stream, args);

@@ -109,6 +109,23 @@ def test_convolutions_of_several_tiles_in_every_direction_equal_their_references
         torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-2)
 
 
+@pytest.mark.skipif(ragged.GPU_KERNELS != "cuda", reason="Triton's interpreter is too slow for it")
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (3, 2), (5, 1), (3, 3)])
+@pytest.mark.parametrize("widths", [[70, 1], [200, 3]])
+def test_depthwise_tiles_of_large_images_meet(widths: list[int], kernel_size: int, stride: int) -> None:
+    image = (3, 41, 37)
+    arguments = test_ragged_depthwise.arguments(torch.float32, widths, image)
+    taps = [torch.randn(c, 1, kernel_size, kernel_size) for c in widths]
+    arguments[1], arguments[6:8] = kernels.pack_weights(taps, 1, max(widths), depthwise=True), [kernel_size, stride]
+    arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+    y, sums = backends.implementation("ragged_depthwise", arguments[0])(*arguments)
+    expected_y, expected_sums = overload(REFERENCE_NAMESPACE, "ragged_depthwise")(*arguments)
+    out_image = layout.output_image(image, kernel_size, stride)
+    for dense in zip(*(kernels.unpack_activations(t, arguments[2], out_image) for t in (y, expected_y)), strict=True):
+        torch.testing.assert_close(*dense, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-1)
+
+
 @needs_every_op
 def test_weights_are_generated_for_more_subnetworks_than_a_tile_takes() -> None:
     count, widths = 40, [1 + s % 5 for s in range(40)]
