@@ -17,7 +17,8 @@ PARITY = Path(__file__).with_name("parity.py")
 
 
 def run(kernels: str, **environment: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PARITY)]
+    # What the sanitizers find ends the run: their report must not be held back.
+    command = [sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", str(PARITY)]
     done = subprocess.run(
         command,
         cwd=PARITY.parents[3],
@@ -45,6 +46,8 @@ def test_every_cuda_kernel_passes_the_tests_of_its_op() -> None:
         for op in emulated.CUDA_OPS:
             if reason := backends.why_not(op, "cuda"):
                 pytest.skip(reason)
-    elif emulated.compiler() is None:
+        run("cuda")
+        return
+    if emulated.compiler() is None:
         pytest.skip("no C++ compiler")
-    run("cuda")
+    run("cuda", **emulated.watched())
