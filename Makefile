@@ -1,12 +1,13 @@
 # make demo   set everything up and run the whole job on real handwritten digits
 # make test   set everything up and run the tests
+# make gpu    on a machine with an NVIDIA GPU: test and measure there
 
 PYTHON ?= python3
 ENV := .venv
 RUN := $(ENV)/bin/python
 CPP = $(shell git ls-files $(foreach kind,cpp h inc cu cuh,'*.$(kind)'))
 
-.PHONY: demo test asan bench lint format setup clean
+.PHONY: demo test asan bench gpu lint format setup clean
 
 demo: setup
 	$(RUN) -m engine.demo
@@ -33,6 +34,12 @@ asan: setup
 
 bench: setup
 	$(RUN) -m pytest -q --benchmark-only --benchmark-quiet --benchmark-record=benchmarks/results
+
+# With GPU_PYTHON=python3 in what that Python has, without .venv and without a network.
+gpu:
+	@$(or $(GPU_PYTHON),$(PYTHON)) benchmarks/gpu.py --check
+	@$(if $(GPU_PYTHON),,$(MAKE) setup)
+	@$(or $(GPU_PYTHON),$(RUN)) benchmarks/gpu.py $(GPU_OPTIONS)
 
 lint: setup
 	$(ENV)/bin/ruff check

@@ -41,7 +41,7 @@ def score_the_papers_way(
     With one batch and ``momentum`` 1 this is the score as `engine.population` defines it, but for the running
     variance, which is n / (n - 1) times that of the n values of a channel.
     """
-    network = PrunedNet(convolutions(net.space, genome_G), net.space.classes)
+    network = PrunedNet(convolutions(net.space, genome_G), net.space.classes).to(net.classifier.weight.device)
     _crop_classifier(net, network)
     blocks = _blocks(network)
     for block in blocks:
@@ -105,7 +105,7 @@ def folded_network(net: PruningNet, genome_G: Tensor, calibration_NCHW: Tensor) 
     Calibrated by the definition in `engine.population`: every convolution's mean and variance over all the images
     as one batch. Channels-last; to be run in `torch.inference_mode`.
     """
-    network = FoldedNet(convolutions(net.space, genome_G), net.space.classes)
+    network = FoldedNet(convolutions(net.space, genome_G), net.space.classes).to(net.classifier.weight.device)
     _crop_classifier(net, network)
     blocks = _blocks(network)
     for block, (weight,) in zip(blocks, net.generate(genome_G[None]), strict=True):
@@ -169,7 +169,7 @@ def compiled(network: nn.Module, example_NCHW: Tensor, dtype: torch.dtype) -> tu
     compilation is used, so the seconds are what a new structure costs. What was compiled before can no longer be
     called.
 
-    Raises `RuntimeError` if oneDNN is here and no convolution was given to it: the baseline would be too slow.
+    Raises `RuntimeError` if oneDNN is to compute and no convolution was given to it: the baseline would be too slow.
     """
     _start_compiler()
     example_NCHW = example_NCHW.to(dtype=dtype, memory_format=torch.channels_last)
@@ -184,7 +184,7 @@ def compiled(network: nn.Module, example_NCHW: Tensor, dtype: torch.dtype) -> tu
     torch._dynamo.utils.counters.clear()
     seconds = _seconds_to_compile(lambda: logits(example_NCHW))
     packed = torch._dynamo.utils.counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"]
-    if torch.backends.mkldnn.is_available() and not packed:
+    if example_NCHW.device.type == "cpu" and torch.backends.mkldnn.is_available() and not packed:
         raise RuntimeError("torch.compile packed no weights: freezing had no effect")
     return torch.compiler.set_stance("fail_on_recompile")(logits), seconds
 

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 from datetime import UTC, datetime
 from functools import cache
@@ -21,6 +20,7 @@ import cpuinfo
 import peak
 import pytest
 import torch
+from record import commit, words
 from rich.console import Console
 from rich.table import Table
 
@@ -102,7 +102,7 @@ def _record(folder: Path, benches: list[Any]) -> Path:
     cpu = cpuinfo.get_cpu_info().get("brand_raw") or platform.processor() or platform.machine()
     content = {
         "date": now.isoformat(timespec="seconds"),
-        "commit": _git("describe", "--always", "--dirty", "--abbrev=12"),
+        "commit": commit(),
         "machine": {
             "cpu": cpu,
             "cores": os.cpu_count(),
@@ -122,8 +122,8 @@ def _record(folder: Path, benches: list[Any]) -> Path:
             for bench in benches
         ],
     }
-    words = re.sub(r"\((r|tm)\)|processor|cpu|@.*", "", cpu.lower())
-    name = "-".join([now.strftime("%Y%m%dT%H%M%SZ"), *re.findall(r"[a-z0-9]+", words), str(torch.get_num_threads())])
+    processor = re.sub(r"\((r|tm)\)|processor|cpu|@.*", "", cpu.lower())
+    name = "-".join([now.strftime("%Y%m%dT%H%M%SZ"), *words(processor), str(torch.get_num_threads())])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
@@ -132,12 +132,3 @@ def _record(folder: Path, benches: list[Any]) -> Path:
 
 def _significant(value: float) -> float:
     return float(f"{value:.4g}")
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says here, or None where there is no git or no repository."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -185,8 +185,8 @@ class Generation:
         scores = score(self.net, self.pending_PG, self.images, self.memory)
         with stage("selection"):
             self._tell(scores)
-            parents = self._parents()
-        self._propose(parents)
+            parents = self.parents()
+        self.propose(parents)
 
     def _tell(self, scores: Scores) -> None:
         position_P = self.told + torch.arange(len(self.pending_PG), device=self.told.device)
@@ -196,13 +196,13 @@ class Generation:
         self.right_PN.copy_(scores.right_PN & scores.seen_PN)
         self.told += len(position_P)
 
-    def _parents(self) -> Parents:
+    def parents(self) -> Parents:
         """The best told: who failed, or is not there, has no loss, and comes last."""
         best_P = ranking(self.correct_V, self.loss_V)[: self.settings.parents]
         count = (~self.loss_V[best_P].isnan()).sum()
         return Parents(self.genome_VG[best_P], best_P, count=count)
 
-    def _propose(self, parents: Parents) -> None:
+    def propose(self, parents: Parents) -> None:
         """Mutants and crossovers, the first round of `ask`; ``full`` if it needs no other."""
         budget, settings = self.budget, self.settings
         assert parents.count is not None
