@@ -33,6 +33,7 @@ __host__ __device__ constexpr int quotient(int n, int d) {
 __host__ __device__ constexpr int rest(int n, int d) { return n - quotient(n, d) * d; }
 __host__ __device__ constexpr int ceil_div(int n, int d) { return quotient(n + d - 1, d); }
 __host__ __device__ constexpr int at_most(int n, int limit) { return n < limit ? n : limit; }
+__host__ __device__ constexpr int at_least(int n, int limit) { return n > limit ? n : limit; }
 
 // How the pixels out of a subnetwork of `vectors` are cut up.
 struct Tiling {
@@ -76,7 +77,8 @@ struct Plan : Tiling {
 
     template <typename T>
     __host__ __device__ Plan(const RaggedDepthwise<T>& args, int stride, int block, int s, int channels)
-        : Tiling(tiling(ceil_div(channels, 8) * 8 / kPerVector<T>, args.N, args.out_H, args.out_W, stride)),
+        : Tiling(tiling(ceil_div(at_least(channels, 1), 8) * 8 / kPerVector<T>, args.N, args.out_H,
+                        args.out_W, stride)),
           s(s),
           channels(channels),
           padded(ceil_div(channels, 8) * 8) {
@@ -92,7 +94,8 @@ struct Plan : Tiling {
         // The chunks are as even as may be: only the last can be short.
         vectors_here = at_most(vectors, (padded - first) / kPerVector<T>);
         walkers = quotient(kThreads, vectors);
-        if (number >= tiles()) number = -1;
+        // One without channels is not to be computed.
+        if (channels == 0 || number >= tiles()) number = -1;
     }
 };
 
@@ -428,7 +431,8 @@ __global__ void total_kernel(const RaggedDepthwise<T> args, int stride) {
     const int thread = static_cast<int>(threadIdx.x), row = thread / kWarp;
     const int channel = static_cast<int>(blockIdx.x) * kWarp + thread % kWarp, channels = args.channels[s];
     const int padded = (channels + 7) / 8 * 8;
-    const int tiles = tiling(padded / kPerVector<T>, args.N, args.out_H, args.out_W, stride).tiles();
+    const int tiles =
+        channels == 0 ? 0 : tiling(padded / kPerVector<T>, args.N, args.out_H, args.out_W, stride).tiles();
     const float* parts = args.partials + (s * args.tiles * 2 + which) * args.max_channels + channel;
     double sum = 0.0;
     for (int tile = row; channel < channels && tile < tiles; tile += kTotalRows) {
