@@ -224,6 +224,36 @@ def _output_gradients(
         _expect("grad_sums", grad_sums, (count, 2, max_channels), (torch.float64,), x, "= [S, 2, max channels] ")
 
 
+def generated_conv(
+    x: Tensor,
+    basis: Tensor,
+    bias: Tensor,
+    codes: Tensor,
+    cin: Tensor,
+    cout: Tensor,
+    source: Tensor,
+    image: Image,
+    stride: int,
+    max_cin: int,
+    max_cout: int,
+    input_scale: Tensor | None,
+    input_shift: Tensor | None,
+    input_activation: str,
+    statistics: bool,
+) -> None:
+    generate_weights(basis, bias, codes, cin, cout, False)
+    o, i, taps, _ = basis.shape
+    _window(isqrt(taps), stride)
+    _check(
+        1 <= max_cin <= i and 1 <= max_cout <= o,
+        lambda: f"max_cin and max_cout must be 1..{i} and 1..{o}, got {max_cin} and {max_cout}",
+    )
+    _activations(x, image, max_cin)
+    _expect("basis", basis, basis.shape, (x.dtype,), x, "= [O, I, K, H] ")
+    _indices(x, cout.shape[0], source=source)
+    _prologue(x, max_cin, input_scale, input_shift, input_activation)
+
+
 def ragged_depthwise(
     x: Tensor,
     weight: Tensor,

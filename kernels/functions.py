@@ -125,6 +125,58 @@ def ragged_conv(
     )
 
 
+def generated_conv(
+    x: Tensor,
+    basis_OIKH: Tensor,
+    bias_OIK: Tensor,
+    codes_SH: Tensor,
+    cin_S: Tensor,
+    cout_S: Tensor,
+    source_S: Tensor,
+    *,
+    image: Image,
+    stride: int,
+    max_cin: int,
+    max_cout: int,
+    input_scale_LC: Tensor | None = None,
+    input_shift_LC: Tensor | None = None,
+    input_activation: str = "none",
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Convolve S subnetworks by weights that are generated for this and used by nobody else.
+
+        y[s]       = conv2d(input[source[s]], w[s])
+        w[s,o,i,k] = Σ_h basis[o,i,k,h] · codes[s,h] + bias[o,i,k]    for o < cout[s], i < cin[s]
+        input[l]   = act_in(x[l] · input_scale[l] + input_shift[l])
+
+    That is `ragged_conv` of what `generate_weights` returns, rounded to the dtype of the basis, which is that of x.
+    `x` is `[slots, N·H·W·round_up(max_cin, 8)]`, `max_cin` and `max_cout` are at most I and O; the other arguments
+    are those of the two. The README says when this pays: seldom.
+
+    Returns y `[S, N·Ho·Wo·round_up(max_cout, 8)]` and, if `statistics`, the float64 sums `[S, 2, max_cout]`.
+    Differentiable in x, basis, bias, codes, input_scale and input_shift, through y and through the sums: the gradient
+    generates the weights again and makes dense gradients of basis and bias.
+    """
+    return _call(
+        "generated_conv",
+        x,
+        basis_OIKH,
+        bias_OIK,
+        codes_SH,
+        cin_S,
+        cout_S,
+        source_S,
+        list(image),
+        stride,
+        max_cin,
+        max_cout,
+        input_scale_LC,
+        input_shift_LC,
+        input_activation,
+        statistics,
+    )
+
+
 def ragged_depthwise(
     x: Tensor,
     weight: Tensor,

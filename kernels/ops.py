@@ -22,6 +22,7 @@ from kernels.code_gradients.reference import code_gradients_reference
 from kernels.fused_block.reference import fused_block_reference
 from kernels.generate_delayed.reference import generate_delayed_reference
 from kernels.generate_weights.reference import generate_weights_backward_reference, generate_weights_reference
+from kernels.generated_conv.reference import composed, generated, generated_conv_reference, own
 from kernels.layout import activation_slot, chained_image, output_image, weight_slot
 from kernels.ragged_conv.reference import ragged_conv_backward_reference, ragged_conv_reference
 from kernels.ragged_depthwise.reference import ragged_depthwise_backward_reference, ragged_depthwise_reference
@@ -38,6 +39,7 @@ LIBRARIES = {namespace: torch.library.Library(namespace, "FRAGMENT") for namespa
 OPS = (
     "generate_weights",
     "ragged_conv",
+    "generated_conv",
     "ragged_depthwise",
     "fused_block",
     "ragged_normalise",
@@ -174,7 +176,9 @@ def _like(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in tensors)
 
 
-def _placed(positions: Sequence[int], gradients: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
+def _placed(
+    positions: Sequence[int], gradients: Sequence[Tensor | None], needed: Sequence[bool]
+) -> list[Tensor | None]:
     """The gradient of every input: those at `positions` where they are needed, None elsewhere."""
     by_position = dict(zip(positions, gradients, strict=True))
     return [by_position.get(i) if need else None for i, need in enumerate(needed)]
@@ -231,6 +235,54 @@ def _ragged_conv_gradient(
 
 
 _register_backward("ragged_conv", _ragged_conv_gradient, outputs=1)
+
+
+def _generated_conv_fake(
+    x: Tensor, basis: Tensor, bias: Tensor, codes: Tensor, cin: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    image, stride, _, max_cout, *_, statistics = rest[2:]
+    slot = activation_slot(output_image(image, isqrt(basis.shape[2]), stride), max_cout)
+    return _activations_and_sums(x, cin.shape[0], slot, max_cout, statistics)
+
+
+def _generated_conv_gradient(
+    namespace: str, inputs: tuple[Any, ...], results: Sequence[Tensor], grads: tuple[Any, ...], needed: Sequence[bool]
+) -> list[Any]:
+    """That of the two ops one after the other: the weights are generated again, and their gradient is made."""
+    x, basis, bias, codes, cin, cout, source, image, stride, max_cin, max_cout, *prologue, _ = inputs
+    weight = generated(overload(namespace, "generate_weights"), basis, bias, codes, cin, cout, max_cin, max_cout)
+    given = (None if grad is None else grad.contiguous() for grad in grads)
+    needs_x = needed[0] or needed[11] or needed[12]
+    d_x, d_weight, d_scale, d_shift = overload(namespace, "ragged_conv_backward")(
+        *given, *results, x, weight, cin, cout, source, own(cout), image, isqrt(basis.shape[2]), stride, max_cin,
+        max_cout, *prologue, needs_x,
+    )  # fmt: skip
+    d_generator: Sequence[Tensor | None] = (None, None, None)
+    if any(needed[1:4]):
+        o, i, taps, _ = basis.shape
+        slot = weight_slot(i, o, isqrt(taps), basis.dtype, device=basis.device)
+        d_weight = torch.nn.functional.pad(d_weight, (0, slot - d_weight.shape[1]))
+        backward = overload(namespace, "generate_weights_backward")
+        d_generator = backward(d_weight, basis, codes, cin, cout, False)
+    return _placed((0, 1, 2, 3, 11, 12), (d_x, *d_generator, d_scale, d_shift), needed)
+
+
+_declare(
+    "generated_conv",
+    "Tensor x, Tensor basis, Tensor bias, Tensor codes, Tensor cin, Tensor cout, Tensor source, SymInt[] image, "
+    "int stride, int max_cin, int max_cout, Tensor? input_scale, Tensor? input_shift, str input_activation, "
+    "bool statistics",
+    "(Tensor, Tensor)",
+    generated_conv_reference,
+    _generated_conv_fake,
+)
+_register_backward("generated_conv", _generated_conv_gradient, outputs=1)
+# On a CPU the op is its definition in the C++ kernels of the two.
+torch.library.impl(
+    f"{NAMESPACE}::generated_conv",
+    "cpu",
+    lambda *inputs: composed(overload(NAMESPACE, "generate_weights"), overload(NAMESPACE, "ragged_conv"), *inputs),
+)
 
 
 def _ragged_depthwise_fake(x: Tensor, weight: Tensor, channels: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,7 @@ class Tile:
 INTERPRETED = Tile(rows=64, columns=32, depth=32)
 FIXED = {
     "generate_weights": Tile(rows=64, columns=16),
+    "generated_conv": Tile(rows=128, columns=32, depth=16, warps=8, stages=2),
     "sums": Tile(rows=32, columns=64),
     "average_pool": Tile(rows=16, columns=128),
     "score_logits": Tile(rows=32, columns=32, depth=16, stages=2),

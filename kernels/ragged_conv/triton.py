@@ -18,22 +18,17 @@ from kernels.layout import PANEL, Image, activation_slot, output_image
 
 
 @triton.jit
-def _add_tap(
-    acc_MO, tap, i, pixel_M, inside_M, top_M, left_M, height, width, stride, cin, cout, weight, o,
-    input_scale_LI, input_shift_LI, input_slot, max_cin,
-    KERNEL: tl.constexpr, WHOLE: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    PANEL: tl.constexpr,
+def input_tile(
+    tap, i, pixel_M, inside_M, top_M, left_M, height, width, stride, cin, input_scale_LI, input_shift_LI, input_slot,
+    max_cin,
+    KERNEL: tl.constexpr, WHOLE: tl.constexpr, INPUT_ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Add the product of one tap and the channels `i`; with WHOLE, all of them are known to be below `cin`."""
+    """What one tap sees of the channels `i`, 0 outside the image and from `cin` on, if these are not all below it."""
     if KERNEL > 1:
         inside_M &= inside_image(top_M, left_M, tap, height, width, KERNEL)
     address = (pixel_M + (tap // KERNEL * width + tap % KERNEL) * stride)[:, None] + i[None, :]
-    panel = ((o // PANEL) * (KERNEL * KERNEL) + tap) * cin * PANEL
-    rows = weight + (panel + o % PANEL)[None, :] + (i * PANEL)[:, None]
-    kept = (o // PANEL * PANEL < cout)[None, :]
     if WHOLE:
         a_MI = tl.load(address, mask=inside_M[:, None], other=0)
-        b_IO = tl.load(rows, mask=kept, other=0)
     else:
         # Loaded to the end of the pixel, whose pad channels are dropped here: that keeps loads aligned.
         a_MI = tl.load(address, mask=inside_M[:, None] & (i < stride)[None, :], other=0)
@@ -43,7 +38,25 @@ def _add_tap(
             wide = activate(a_MI.to(tl.float32) * scale_I[None, :] + shift_I[None, :], INPUT_ACTIVATION)
             a_MI = tl.where(inside_M[:, None], wide, 0).to(a_MI.dtype)
         a_MI = tl.where((i < cin)[None, :], a_MI, 0)
-        b_IO = tl.load(rows, mask=kept & (i < cin)[:, None], other=0)
+    return a_MI
+
+
+@triton.jit
+def _add_tap(
+    acc_MO, tap, i, pixel_M, inside_M, top_M, left_M, height, width, stride, cin, cout, weight, o,
+    input_scale_LI, input_shift_LI, input_slot, max_cin,
+    KERNEL: tl.constexpr, WHOLE: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    PANEL: tl.constexpr,
+):  # fmt: skip
+    """Add the product of one tap and the channels `i`; with WHOLE, all of them are known to be below `cin`."""
+    panel = ((o // PANEL) * (KERNEL * KERNEL) + tap) * cin * PANEL
+    rows = weight + (panel + o % PANEL)[None, :] + (i * PANEL)[:, None]
+    kept = (o // PANEL * PANEL < cout)[None, :]
+    a_MI = input_tile(
+        tap, i, pixel_M, inside_M, top_M, left_M, height, width, stride, cin, input_scale_LI, input_shift_LI,
+        input_slot, max_cin, KERNEL, WHOLE, INPUT_ACTIVATION,
+    )  # fmt: skip
+    b_IO = tl.load(rows, mask=kept if WHOLE else kept & (i < cin)[:, None], other=0)
     return multiply_add(a_MI, b_IO, acc_MO, PRECISION)
 
 

@@ -27,6 +27,7 @@ from kernels.code_gradients.triton import code_gradients_triton
 from kernels.fused_block.triton import fused_block_triton
 from kernels.generate_delayed.triton import generate_delayed_triton
 from kernels.generate_weights.triton import generate_weights_triton
+from kernels.generated_conv.triton import generated_conv_triton
 from kernels.layout import Image, activation_slot, output_image, weight_slot
 from kernels.ragged_conv.triton import ragged_conv_triton
 from kernels.ragged_depthwise.triton import ragged_depthwise_triton
@@ -117,6 +118,18 @@ def conv(
     ragged_conv_triton(*arguments)
 
 
+def generated(
+    dtype: torch.dtype, image: Image, cin: int, cout: int, hidden: int, kernel: int = 1, calibrating: bool = True
+) -> None:
+    given: list[Any] = [empty(S, cin), empty(S, cin), "relu6"] if calibrating else [None, None, "none"]
+    arguments: list[Any] = [
+        activations(image, cin, dtype), empty(cout, cin, kernel**2, hidden, dtype=dtype),
+        empty(cout, cin, kernel**2, dtype=dtype), empty(S, hidden, dtype=dtype), numbers(), numbers(), numbers(),
+        image, 1, cin, cout, *given, calibrating,
+    ]  # fmt: skip
+    generated_conv_triton(*arguments)
+
+
 def depthwise(dtype: torch.dtype, image: Image, channels: int, stride: int, calibrating: bool) -> None:
     given: list[Any] = [empty(S, channels), empty(S, channels), "relu6"]
     absent: list[Any] = [None, None, "none"]
@@ -163,6 +176,7 @@ def least() -> None:
     image = (1, 1, 1)
     generate(BF16, 1, 1, 1, 1, count=1)
     conv(BF16, image, 1, 1)
+    generated(BF16, image, 1, 1, 1)
     conv(BF16, image, 1, 1, 3, 1, calibrating=True)
     depthwise(BF16, image, 1, 1, calibrating=True)
     normalise(BF16, image, 1)
@@ -206,6 +220,9 @@ CASES: dict[str, Callable[[], None]] = {
     "ragged_conv 3x3 256-256 stride 2 calibrating bf16": lambda: conv(BF16, (125, 28, 28), 256, 256, 3, 2, True),
     "ragged_conv 3x3 256-256 stride 2 calibrating fp32": lambda: conv(FP32, (125, 28, 28), 256, 256, 3, 2, True),
     "ragged_conv 7x7 3-64 stride 2 bf16": lambda: conv(BF16, (125, 224, 224), 3, 64, 7, 2),
+    "generated_conv 1x1 320-1280 bf16": lambda: generated(BF16, (64, 1, 1), 320, 1280, 64),
+    "generated_conv 1x1 320-1280 fp32": lambda: generated(FP32, (64, 1, 1), 320, 1280, 64, calibrating=False),
+    "generated_conv 3x3 512-512 fp32": lambda: generated(FP32, (32, 2, 2), 512, 512, 32, 3),
     "ragged_depthwise bf16": lambda: depthwise(BF16, (125, 28, 28), 192, 1, False),
     "ragged_depthwise stride 2 calibrating bf16": lambda: depthwise(BF16, (125, 28, 28), 192, 2, True),
     "ragged_depthwise stride 2 calibrating fp32": lambda: depthwise(FP32, (125, 28, 28), 192, 2, True),

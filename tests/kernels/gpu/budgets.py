@@ -34,6 +34,9 @@ BUDGETS = {
     "ragged_conv 3x3 256-256 stride 2 calibrating bf16": {"conv_kernel": (224, 50176), "total_kernel": (48, 2048)},
     "ragged_conv 3x3 256-256 stride 2 calibrating fp32": {"conv_kernel": (144, 21504), "total_kernel": (48, 2048)},
     "ragged_conv 7x7 3-64 stride 2 bf16": {"conv_kernel": (128, 19456)},
+    "generated_conv 1x1 320-1280 bf16": {"generated_conv_kernel": (128, 23552), "total_kernel": (32, 2048)},
+    "generated_conv 1x1 320-1280 fp32": {"generated_conv_kernel": (128, 27648)},
+    "generated_conv 3x3 512-512 fp32": {"generated_conv_kernel": (128, 27648), "total_kernel": (32, 2048)},
     "ragged_depthwise bf16": {"depthwise_kernel": (112, 0)},
     "ragged_depthwise stride 2 calibrating bf16": {"depthwise_kernel": (208, 1024), "total_kernel": (48, 2048)},
     "ragged_depthwise stride 2 calibrating fp32": {"depthwise_kernel": (208, 1024), "total_kernel": (48, 2048)},
@@ -52,6 +55,7 @@ BUDGETS = {
     "least": {
         "generate_kernel": (48, 3072),
         "conv_kernel": (80, 14336),
+        "generated_conv_kernel": (112, 25600),
         "total_kernel": (32, 1024),
         "depthwise_kernel": (64, 1024),
         "normalise_kernel": (96, 0),

@@ -16,6 +16,7 @@ import ragged
 import test_fused_block
 import test_generate_delayed
 import test_generate_weights
+import test_generated_conv
 import test_ragged_conv
 import test_ragged_depthwise
 import test_ragged_max_pool
@@ -33,6 +34,7 @@ TRITON_OPS = (
     "fused_block",
     "generate_delayed",
     "generate_weights",
+    "generated_conv",
     "ragged_conv",
     "ragged_depthwise",
     "ragged_max_pool",
@@ -165,3 +167,6 @@ test_delayed_exact = test_generate_delayed.test_kernels_are_as_exact_as_the_refe
 test_delayed_at_rest = (
     test_generate_delayed.test_at_rest_it_generates_what_generate_weights_does_with_pad_channels_of_zero
 )
+test_generated_dense = test_generated_conv.test_each_subnetwork_equals_a_dense_convolution_by_its_generated_weights
+test_generated_sums = test_generated_conv.test_sums_are_those_of_the_convolution
+test_generated_alone = test_generated_conv.test_a_subnetwork_computes_the_same_alone_and_in_a_batch

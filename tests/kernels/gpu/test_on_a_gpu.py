@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import test_fused_block
 import test_generate_weights
+import test_generated_conv
 import test_ragged_conv
 import test_ragged_depthwise
 import test_ragged_max_pool
@@ -24,6 +25,7 @@ FP32 = torch.float32
 ARGUMENTS: dict[str, Callable[[], list[Any]]] = {
     "generate_weights": lambda: [*test_generate_weights.small(FP32, 8, 16)[:3], *full_widths(), False],
     "ragged_conv": lambda: test_ragged_conv.arguments(FP32, [8, 8], [16, 16]),
+    "generated_conv": lambda: test_generated_conv.arguments(FP32, [8, 8], [16, 16]),
     "ragged_depthwise": lambda: test_ragged_depthwise.arguments(FP32, [16, 16]),
     "ragged_normalise": lambda: test_ragged_normalise.arguments(FP32, [16, 16]),
     "ragged_max_pool": lambda: test_ragged_max_pool.arguments(FP32, [16, 16]),
