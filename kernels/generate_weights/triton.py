@@ -21,7 +21,7 @@ from kernels.layout import PANEL, weight_slot
 
 
 @triton.jit
-def most(channels_S, count, COLUMNS: tl.constexpr):
+def _most(channels_S, count, COLUMNS: tl.constexpr):
     """The most channels that any subnetwork has."""
     most_channels = 0
     for first in range(0, count, COLUMNS):
@@ -59,7 +59,7 @@ def _generate_kernel(
         i_R, o_R = r // PANEL, panel * PANEL + r % PANEL
     h = tl.arange(0, DEPTH)
     row_R = (o_R.to(tl.int64) * max_cin + i_R) * taps + tap
-    kept_R = (o_R < most(cout_S, count, COLUMNS)) & (DEPTHWISE | (i_R < most(cin_S, count, COLUMNS)))
+    kept_R = (o_R < _most(cout_S, count, COLUMNS)) & (DEPTHWISE | (i_R < _most(cin_S, count, COLUMNS)))
     at_RH = row_R[:, None] * hidden + h[None, :]
     rows_RH = decayed(basis, basis_momentum, coefficients, at_RH, kept_R[:, None] & (h < hidden)[None, :])
     bias_R = decayed(bias, bias_momentum, coefficients, row_R, kept_R).to(tl.float32)
