@@ -42,7 +42,8 @@ std::tuple<Tensor, Tensor> ragged_depthwise_cuda(
         args.kernel = static_cast<std::int32_t>(kernel);
         args.stride = static_cast<std::int32_t>(stride);
         args.max_channels = expect_32_bits("max_channels", max_channels);
-        expect_32_bits("the number of pixels", image[0] * (image[1] + kernel) * (image[2] + kernel));
+        expect_32_bits("the number of pixels",
+                       expect_slot({image[0], image[1] + kernel, image[2] + kernel}, 1) / 8);
         args.x_slot = x_slot;
         args.weight_slot = kernel * kernel * round_up(max_channels, 8);
         args.y_slot = expect_slot(out_image, max_channels);

@@ -29,19 +29,24 @@ SANITIZE = ["-fsanitize=address,undefined" if WATCHED else "-fsanitize=undefined
 
 def compiler() -> str | None:
     """The C++ compiler, or None."""
-    return shutil.which(os.environ.get("CXX") or sysconfig.get_config_var("CXX").split()[0]) or shutil.which("g++")
+    named = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "g++"
+    return shutil.which(named.split()[0]) or shutil.which("g++")
+
+
+def runtime(name: str) -> str | None:
+    """The library of a sanitizer that GCC brings, or None."""
+    command = [str(compiler()), f"-print-file-name=lib{name}.so"]
+    path = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return path if Path(path).is_absolute() else None
 
 
 def watched() -> dict[str, str]:
     """The environment of a process in which addresses are watched; empty if the compiler cannot."""
-    runtimes = []
-    for name in ("asan", "ubsan", "stdc++"):
-        command = [str(compiler()), f"-print-file-name=lib{name}.so"]
-        runtimes.append(subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip())
-    if not all(Path(path).is_absolute() for path in runtimes):
+    runtimes = [runtime(name) for name in ("asan", "ubsan", "stdc++")]
+    if None in runtimes:
         return {}
     return {
-        "LD_PRELOAD": " ".join(runtimes),
+        "LD_PRELOAD": " ".join(map(str, runtimes)),
         # PyTorch's bfloat16 convolutions read memory they have not written: it is zero here (Makefile).
         "ASAN_OPTIONS": "detect_leaks=0:max_malloc_fill_size=1000000:malloc_fill_byte=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -62,7 +67,7 @@ def build(name: str, sources: tuple[Path, ...], options: tuple[str, ...], links:
     """The library of these sources, built if it is not there."""
     cxx = compiler()
     assert cxx is not None, "no C++ compiler"
-    flags = [*FLAGS, *(SANITIZE if _has_sanitizer(cxx) else []), "-Wno-unknown-pragmas", f"-I{CSRC / 'include'}"]
+    flags = [*FLAGS, *(SANITIZE if runtime("ubsan") else []), "-Wno-unknown-pragmas", f"-I{CSRC / 'include'}"]
     command = [cxx, *flags, f"-I{CSRC / 'cuda'}", *options, "-x", "c++", *map(str, sources), "-x", "none", *links]
     read = [*sources, *(path for path in sorted(CSRC.rglob("*")) if path.suffix in (".h", ".cuh"))]
     digest = hashlib.sha256("\0".join([*command, torch.__version__]).encode())
@@ -71,14 +76,9 @@ def build(name: str, sources: tuple[Path, ...], options: tuple[str, ...], links:
     library = ROOT / "build" / "emulated" / f"{name}-{digest.hexdigest()[:16]}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=library.parent, suffix=".so") as unfinished:
-            done = subprocess.run([*command, "-o", unfinished.name], capture_output=True, text=True, check=False)
+        with tempfile.TemporaryDirectory(dir=library.parent) as unfinished:
+            built = Path(unfinished, library.name)
+            done = subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
-            os.link(unfinished.name, library)
+            built.rename(library)
     return library
-
-
-@cache
-def _has_sanitizer(cxx: str) -> bool:
-    command = [cxx, *SANITIZE, "-x", "c++", "-", "-o", os.devnull]
-    return subprocess.run(command, input="int main() {}", text=True, capture_output=True, check=False).returncode == 0
