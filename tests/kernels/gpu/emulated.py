@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +23,7 @@ CSRC = ROOT / "csrc"
 # An op has a CUDA kernel if it has a registration.
 CUDA_OPS = tuple(sorted(path.stem for path in (CSRC / "ops" / "cuda").glob("*.cpp")))
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
-FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
 WATCHED = "libasan" in os.environ.get("LD_PRELOAD", "")
 SANITIZE = ["-fsanitize=address,undefined" if WATCHED else "-fsanitize=undefined", "-fno-sanitize-recover=all"]
 
@@ -68,9 +69,10 @@ def build(name: str, sources: tuple[Path, ...], options: tuple[str, ...], links:
     cxx = compiler()
     assert cxx is not None, "no C++ compiler"
     flags = [*FLAGS, *(SANITIZE if runtime("ubsan") else []), "-Wno-unknown-pragmas", f"-I{CSRC / 'include'}"]
-    command = [cxx, *flags, f"-I{CSRC / 'cuda'}", *options, "-x", "c++", *map(str, sources), "-x", "none", *links]
+    compile_one = [cxx, *flags, f"-I{CSRC / 'cuda'}", *options, "-c", "-x", "c++"]
+    link = [cxx, *flags, "-shared"]
     read = [*sources, *(path for path in sorted(CSRC.rglob("*")) if path.suffix in (".h", ".cuh"))]
-    digest = hashlib.sha256("\0".join([*command, torch.__version__]).encode())
+    digest = hashlib.sha256("\0".join([*compile_one, *link, *links, torch.__version__]).encode())
     for path in read:
         digest.update(path.read_bytes())
     library = ROOT / "build" / "emulated" / f"{name}-{digest.hexdigest()[:16]}.so"
@@ -78,7 +80,15 @@ def build(name: str, sources: tuple[Path, ...], options: tuple[str, ...], links:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as unfinished:
             built = Path(unfinished, library.name)
-            done = subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
+            objects = [f"{unfinished}/{number}.o" for number in range(len(sources))]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                compilations = ([*compile_one, str(s), "-o", o] for s, o in zip(sources, objects, strict=True))
+                list(pool.map(_run, compilations))
+            _run([*link, *objects, *links, "-o", str(built)])
             built.rename(library)
     return library
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
