@@ -64,7 +64,8 @@ def complete(ext: Extension) -> None:
     import pybind11
     from torch.utils import cpp_extension
 
-    headers = [*cpp_extension.include_paths(), pybind11.get_include()]
+    # First, because torch ships a pybind11 of its own that refuses whoever uses the stable ABI.
+    headers = [pybind11.get_include(), *cpp_extension.include_paths()]
     ext.extra_compile_args = [*FLAGS, *(flag for path in headers for flag in ("-isystem", path))]
     ext.library_dirs = cpp_extension.library_paths()
 
@@ -80,7 +81,9 @@ def add_cuda(ext: Extension, build: Path) -> None:
     nvcc = shutil.which("nvcc", path=os.pathsep.join(places_of_nvcc()))
     if nvcc is None:
         raise NoCudaError("nvcc was not found when the extension was built")
-    runtime = ["-L" + path for path in runtime_directories(nvcc)]
+    runtime = runtime_directories(nvcc)
+    if not runtime:
+        raise NoCudaError(f"{nvcc} has no libcudart_static.a")
     flags = [*NVCC_FLAGS, "-Icsrc/include", *architecture_flags(nvcc)]
     objects = []
     for source in sorted(Path("csrc/cuda").glob("*.cu")):
@@ -93,7 +96,8 @@ def add_cuda(ext: Extension, build: Path) -> None:
     ext.sources += sorted(map(str, OPS_ON_A_GPU.glob("*.cpp")))
     ext.extra_objects += objects
     ext.libraries += ["torch_cuda"]
-    ext.extra_link_args += [*runtime, "-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+    ext.library_dirs += runtime
+    ext.extra_link_args = [*ext.extra_link_args, "-lcudart_static", "-lrt", "-lpthread", "-ldl"]
     ext.define_macros.append(("METAPRUNE_NO_CUDA", '""'))
 
 
