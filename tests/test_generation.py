@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from no_waiting import META, no_waiting
+from replayed import Tape
 from structures import budget_of, space_of, tiny_space
 from test_evolution import same
 from test_no_waiting import on_meta
@@ -16,6 +17,7 @@ from test_population import images_of, pruningnet
 from torch import Tensor
 
 from engine import generation as generation_module
+from engine import population, trie
 from engine.evolution import SearchSettings, SearchState, ask, initial_state, tell
 from engine.generation import Generation
 from engine.population import Scores, ScoringImages
@@ -154,6 +156,30 @@ def test_when_all_have_failed_the_host_is_asked(monkeypatch: pytest.MonkeyPatch)
 def same_but_nan(one: SearchState, other: SearchState) -> bool:
     assert torch.equal(one.loss.isnan(), other.loss.isnan())
     return same(*(replace(state, loss=state.loss.nan_to_num(nan=-1)) for state in (one, other)))
+
+
+def test_a_step_recorded_once_and_replayed_goes_on_with_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = replace(QUICK, population=4, mutants=2, crossovers=2, generations=4)
+    generation = generation_of(budget_of(COSTS, flops="60%"), few)
+    expected = by_ask_and_tell(generation, seed=3)
+    for module in (trie, population):
+        monkeypatch.setattr(module, "fixed_shape_on", lambda device: True)
+    state = ask(initial_state(len(generation.budget.space.genes), 3), few, generation.budget)
+    for number in range(few.generations):
+        if number == 1:
+            # Recorded as a graph is, which does nothing meanwhile.
+            kept = {key: value.clone() for key, value in vars(generation).items() if isinstance(value, Tensor)}
+            with Tape() as tape:
+                generation.step()
+            for key, value in kept.items():
+                getattr(generation, key).copy_(value)
+            generation.graph = tape
+            monkeypatch.setattr(generation, "step", None)
+        generation.start(state)
+        outcome = generation.outcome()
+        assert outcome.asked is not None
+        state = outcome.asked
+    assert same(state.told, expected)
 
 
 def test_a_step_does_not_wait() -> None:
