@@ -99,13 +99,13 @@ class Evolve(LimitOptions):
     precision: Precision = "fp32"
     """Of weights and activations when structures are scored; bf16 is faster on processors that multiply it."""
     memory: str = "auto"
-    """Memory for activations: 2G, 500M, 25% of what is free, or auto (4% of it); no score depends on it."""
+    """Memory for activations: 2G, 500M, 25% of what is free, or auto (4%, on a GPU 25%); no score depends on it."""
     resume: bool = False
     """Continue an interrupted search; the result is that of an uninterrupted one."""
     overwrite: bool = False
     """Replace the search in the output folder."""
     profile: bool = False
-    """Say where the time of the generations went, as a table and in profile.json."""
+    """Say where the time of the generations went, as a table and in profile.json; no CUDA graphs are made then."""
 
 
 def main(options: Evolve) -> None:

@@ -12,6 +12,11 @@ def test_free_memory_is_there_and_less_than_what_can_be_addressed() -> None:
     assert 0 < default_memory(CPU) < free_memory(CPU)
 
 
+def test_a_gpu_gives_scoring_more_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.memory.free_memory", lambda _: 1000)
+    assert (default_memory(CPU), default_memory(torch.device("cuda"))) == (40, 250)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("2G", 2 * 10**9), ("500M", 5 * 10**8), ("1.5gb", 15 * 10**8), ("64K", 64_000), ("7", 7)]
 )
