@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -17,7 +19,7 @@ from test_population import images_of, pruningnet
 from torch import Tensor
 
 from engine import generation as generation_module
-from engine import population, trie
+from engine import population, stages, trie
 from engine.evolution import SearchSettings, SearchState, ask, initial_state, tell
 from engine.generation import Generation
 from engine.population import Scores, ScoringImages
@@ -158,28 +160,78 @@ def same_but_nan(one: SearchState, other: SearchState) -> bool:
     return same(*(replace(state, loss=state.loss.nan_to_num(nan=-1)) for state in (one, other)))
 
 
-def test_a_step_recorded_once_and_replayed_goes_on_with_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+class Stream:
+    """A stream of a GPU that is not there."""
+
+    device = torch.device("cpu")
+
+    def wait_stream(self, other: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams that do nothing, and tapes for graphs."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
+    for module in (trie, population):
+        monkeypatch.setattr(module, "fixed_shape_on", lambda device: True)
+
+
+def test_a_step_captured_once_and_replayed_goes_on_with_the_search(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     few = replace(QUICK, population=4, mutants=2, crossovers=2, generations=4)
     generation = generation_of(budget_of(COSTS, flops="60%"), few)
     expected = by_ask_and_tell(generation, seed=3)
-    for module in (trie, population):
-        monkeypatch.setattr(module, "fixed_shape_on", lambda device: True)
-    state = ask(initial_state(len(generation.budget.space.genes), 3), few, generation.budget)
-    for number in range(few.generations):
-        if number == 1:
-            # Recorded as a graph is, which does nothing meanwhile.
-            kept = {key: value.clone() for key, value in vars(generation).items() if isinstance(value, Tensor)}
-            with Tape() as tape:
-                generation.step()
-            for key, value in kept.items():
-                getattr(generation, key).copy_(value)
-            generation.graph = tape
-            monkeypatch.setattr(generation, "step", None)
-        generation.start(state)
-        outcome = generation.outcome()
-        assert outcome.asked is not None
-        state = outcome.asked
-    assert same(state.told, expected)
+
+    @contextmanager
+    def capture(graph: Tape, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        # A graph does nothing while it is captured.
+        kept = {key: value.clone() for key, value in vars(generation).items() if isinstance(value, Tensor)}
+        with graph:
+            yield
+        for key, value in kept.items():
+            getattr(generation, key).copy_(value)
+        monkeypatch.setattr(generation, "step", None)
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    generation.stream = Stream()  # type: ignore[assignment]
+    state, asked = on_the_device(generation, seed=3)
+    assert (asked, generation.steps, generation.why_not_captured) == (1, 4, "")
+    assert generation.graph is not None
+    assert same(state, expected)
+
+
+@pytest.mark.usefixtures("guesses")
+def test_where_a_step_cannot_be_captured_it_is_said_and_the_search_goes_on(
+    gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation = generation_of(budget_of(COSTS, flops="60%"))
+    expected = by_ask_and_tell(generation, seed=3)
+
+    @contextmanager
+    def capture(graph: Tape, **_: object) -> Iterator[None]:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    generation.stream = Stream()  # type: ignore[assignment]
+    assert same(on_the_device(generation, seed=3)[0], expected)
+    assert generation.why_not_captured == "operation not permitted when stream is capturing"
+
+
+def test_a_profile_is_of_operations_and_not_of_a_graph(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = replace(QUICK, population=4, mutants=2, crossovers=2, generations=3)
+    generation = generation_of(budget_of(COSTS, flops="60%"), few)
+    generation.stream = Stream()  # type: ignore[assignment]
+    with stages.recorded(torch.device("cpu")) as record:
+        on_the_device(generation, seed=3)
+    assert generation.graph is None
+    seconds = record.seconds()
+    assert all(seconds[name] > 0 for name in ("calibration", "weights", "scoring", "selection", "duplicates"))
 
 
 def test_a_step_does_not_wait() -> None:
