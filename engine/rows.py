@@ -23,9 +23,7 @@ def group_rows(rows_PG: Tensor) -> tuple[Tensor, Tensor]:
     if words is None:
         return _numbered(*torch.unique(rows_PG, dim=0, return_inverse=True))
     order = _sorted(words)
-    begins = torch.ones(len(order), dtype=torch.bool, device=order.device)
-    begins[1:] = reduce(torch.logical_or, (word_P[order].diff() != 0 for word_P in words))
-    # Sorting was stable: the first row of a group comes first in it.
+    begins = _begins(words, order)
     return torch.empty_like(order).scatter_(0, order, begins.cumsum(0) - 1), order[begins]
 
 
@@ -34,19 +32,22 @@ def lexicographic_order(rows_PG: Tensor, least: int, greatest: int) -> Tensor:
 
     Nothing is read back from a GPU. Raises `ValueError` if the range has more than 53 bits.
     """
-    words = _words(rows_PG, least, greatest)
-    if words is None:
-        raise ValueError(f"the range from {least} to {greatest} is too wide to sort by")
-    return _sorted(words)
+    return _sorted(_words_in(rows_PG, least, greatest))
 
 
 def is_first(rows_PG: Tensor, least: int, greatest: int) -> Tensor:
     """Which rows of integers in a range equal no earlier one, bool ``[P]``. Nothing is read back from a GPU."""
-    order = lexicographic_order(rows_PG, least, greatest)
-    first = torch.ones(len(order), dtype=torch.bool, device=order.device)
-    first[1:] = (rows_PG[order[1:]] != rows_PG[order[:-1]]).any(1)
-    # Sorting was stable: the first row of a group comes first in it.
-    return torch.empty_like(first).scatter_(0, order, first)
+    words = _words_in(rows_PG, least, greatest)
+    order = _sorted(words)
+    begins = _begins(words, order)
+    return torch.empty_like(begins).scatter_(0, order, begins)
+
+
+def _begins(words: Sequence[Tensor], order: Tensor) -> Tensor:
+    """Where in this order a group of equal rows begins: with its first row, as sorting was stable. Bool ``[P]``."""
+    begins = torch.ones(len(order), dtype=torch.bool, device=order.device)
+    begins[1:] = reduce(torch.logical_or, (word_P[order].diff() != 0 for word_P in words))
+    return begins
 
 
 def _sorted(words: Sequence[Tensor]) -> Tensor:
@@ -54,6 +55,13 @@ def _sorted(words: Sequence[Tensor]) -> Tensor:
     for word_P in reversed(words[:-1]):
         order = order[word_P[order].argsort(stable=True)]
     return order
+
+
+def _words_in(rows_PG: Tensor, least: int, greatest: int) -> list[Tensor]:
+    words = _words(rows_PG, least, greatest)
+    if words is None:
+        raise ValueError(f"the range from {least} to {greatest} is too wide to sort by")
+    return words
 
 
 def _words(rows_PG: Tensor, least: int, greatest: int) -> list[Tensor] | None:

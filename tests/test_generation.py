@@ -84,7 +84,7 @@ def test_generations_on_the_device_are_those_of_ask_and_tell_bit_for_bit(setting
     assert asked == 1
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "resnet50"])
+@pytest.mark.parametrize("name", ["mobilenet_v1", "resnet50"])
 def test_a_search_with_a_pruningnet_is_that_of_ask_and_tell(name: str) -> None:
     few = replace(QUICK, population=4, mutants=2, crossovers=2, generations=2)
     budget = budget_of(cost_model(space_of(name, 6), 32), flops="60%", params="80%")
@@ -93,7 +93,7 @@ def test_a_search_with_a_pruningnet_is_that_of_ask_and_tell(name: str) -> None:
 
 
 @pytest.mark.usefixtures("guesses")
-@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32), st.floats(0.1, 1))
 def test_where_one_round_of_proposals_is_not_enough_the_host_is_asked(seed: int, share: float) -> None:
     flops = quantities(COSTS)["flops"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.rows import group_by_first, group_keys, group_rows, lexicographic_order
+from engine.rows import group_by_first, group_keys, group_rows, is_first, lexicographic_order
 
 LONG = (-(2**63), 2**63 - 1)
 
@@ -83,6 +83,12 @@ def test_rows_are_sorted_as_python_sorts_them_and_equal_ones_keep_their_order(
     rows = data.draw(st.lists(row, min_size=count, max_size=count).map(lambda few: few + few[:3]))
     rows_PG = torch.tensor(rows, dtype=torch.int64).reshape(-1, columns)
     assert lexicographic_order(rows_PG, 0, 30).tolist() == sorted(range(len(rows)), key=rows.__getitem__)
+
+
+@given(st.lists(st.tuples(st.integers(-1, 2), st.integers(-1, 2))))
+def test_the_first_of_equal_rows_is_told_from_the_others(rows: list[tuple[int, int]]) -> None:
+    found = is_first(torch.tensor(rows, dtype=torch.int64).reshape(-1, 2), -1, 30)
+    assert found.tolist() == [row not in rows[:position] for position, row in enumerate(rows)]
 
 
 def test_a_range_too_wide_to_sort_by_is_an_error() -> None:

@@ -38,7 +38,7 @@ def on_gpu(images: ScoringImages) -> ScoringImages:
 
 
 def images_for(net: PruningNet) -> ScoringImages:
-    return images_of(net.space.classes, calibration=12, scored=10, side=40)
+    return images_of(net.space.classes, calibration=32, scored=10, side=40)
 
 
 def alike(net: PruningNet) -> Tensor:
@@ -67,7 +67,7 @@ def no_waiting() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.15)])
 def test_scores_are_those_of_a_cpu(name: str, dtype: torch.dtype, tolerance: float) -> None:
     net = pruningnet(name)
     expected = score(net, alike(net), images_for(net))
