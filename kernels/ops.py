@@ -7,7 +7,7 @@ the reference where a device has none.
 `metaprune_reference::<op>` is the reference on every device and in every precision: no kernel is ever
 registered there. `kernels.backends` picks.
 
-To add an op: write `kernels/<op>/reference.py`, its demands in `checks.py`, and one `_declare` here.
+To add an op: write `kernels/<op>/reference.py`, its demands in `checks/`, and one `_declare` here.
 """
 
 from collections.abc import Callable, Sequence
