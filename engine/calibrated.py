@@ -22,6 +22,13 @@ from engine.trie import Instances, blocks, last_reads, materialised
 from kernels import BlockConv, backends, layout
 from kernels.layout import Image
 
+SCORING_OPS = (
+    "generate_weights", "ragged_conv", "ragged_depthwise", "fused_block", "ragged_normalise", "ragged_max_pool",
+    "score_logits",
+)  # fmt: skip
+# Backends whose kernels take subnetworks of no channels (tests/kernels/gpu/idle.py).
+NONE_IS_LEGAL = ("triton",)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -102,7 +109,7 @@ def calibrate(net: PruningNet, layers: list[Instances], images_NCHW: Tensor) -> 
     run = _Calibration(net.space, images_NCHW.to(net.precision))
     calibrated = [run.layer(net, index, instances) for index, instances in enumerate(layers)]
     layer_of = {conv.name: layer for conv, layer in zip(net.space.convs, calibrated, strict=True)}
-    return Calibrated(net, [_block(chain, layer_of) for chain in blocks(net.space)], layers[-1].instance_P)
+    return Calibrated(net, [_block(chain, layer_of, run.least) for chain in blocks(net.space)], layers[-1].instance_P)
 
 
 @torch.no_grad()
@@ -136,8 +143,11 @@ def run_blocks(calibrated: Calibrated, images_NCHW: Tensor) -> tuple[Tensor, Ima
     return tensors[space.convs[-1].name], tensors.images[space.convs[-1].name]
 
 
-def _block(convs: list[Conv], layer_of: dict[str, Layer]) -> Block:
-    """A chain for the instances of its last convolution: an inner instance serves several of them."""
+def _block(convs: list[Conv], layer_of: dict[str, Layer], least: int) -> Block:
+    """A chain for the instances of its last convolution: an inner instance serves several of them.
+
+    Those that stay idle have ``least`` channels.
+    """
     head, tail = layer_of[convs[0].name], layer_of[convs[-1].name]
     stages = []
     for conv in convs:
@@ -147,7 +157,7 @@ def _block(convs: list[Conv], layer_of: dict[str, Layer]) -> Block:
             BlockConv(
                 weight=layer.weight,
                 weight_source_S=layer.instances.weight_S[inner_S],
-                width_S=_at_work(layer.cout_S[inner_S], tail.instances.idle_S),
+                width_S=_at_work(layer.cout_S[inner_S], tail.instances.idle_S, least),
                 scale_SO=layer.scale_SO[inner_S],
                 shift_SO=layer.shift_SO[inner_S],
                 max_width=max_width(conv.cout),
@@ -158,7 +168,7 @@ def _block(convs: list[Conv], layer_of: dict[str, Layer]) -> Block:
             )
         )
     head_S = head.instances.instance_P[tail.instances.member_S]
-    cin_S = _at_work(head.cin_S[head_S], tail.instances.idle_S)
+    cin_S = _at_work(head.cin_S[head_S], tail.instances.idle_S, least)
     return Block(convs, cin_S, head.instances.source_S[head_S], tail.instances.shortcut_S, stages)
 
 
@@ -200,6 +210,7 @@ class _Calibration(_Tensors):
         self.space = space
         self.pending: dict[str, tuple[Tensor, Tensor, str]] = {}
         self.materialised = materialised(space)
+        self.least = least_channels(images_NCHW)
 
     def layer(self, net: PruningNet, index: int, instances: Instances) -> Layer:
         """Generate the weights of one layer, run it, and keep its output."""
@@ -221,7 +232,7 @@ class _Calibration(_Tensors):
     def _widths(self, conv: Conv, genome_SG: Tensor, idle_S: Tensor | None) -> tuple[Tensor, Tensor]:
         widths_SG = self.space.gene_widths(genome_SG).int()
         cin_S, cout_S = (self.space.width_of(width, widths_SG) for width in (conv.cin, conv.cout))
-        return _at_work(cin_S, idle_S), _at_work(cout_S, idle_S)
+        return _at_work(cin_S, idle_S, self.least), _at_work(cout_S, idle_S, self.least)
 
     def _weights(self, net: PruningNet, index: int, instances: Instances) -> Tensor:
         genome_WG = instances.weight_genome_WG
@@ -258,17 +269,17 @@ class _Calibration(_Tensors):
         self.store(conv, raw, layer.cout_S, image)
 
 
-def _at_work(width_S: Tensor, idle_S: Tensor | None) -> Tensor:
-    """Widths of instances, and almost none of the idle ones."""
-    return width_S if idle_S is None else width_S.masked_fill(idle_S, idle_width(width_S.device))
+def _at_work(width_S: Tensor, idle_S: Tensor | None, least: int) -> Tensor:
+    """Widths of instances, ``least`` of the idle ones."""
+    return width_S if idle_S is None else width_S.masked_fill(idle_S, least)
 
 
-def idle_width(device: torch.device) -> int:
-    """Channels of an instance that is not to be computed: none ends every tile of a GPU's kernels at once.
+def least_channels(like: Tensor) -> int:
+    """Channels of an instance that is not to be computed: none where all kernels end the tiles of such a one at once.
 
-    The other kernels refuse such an instance; of one channel they compute it, and nobody looks.
+    Other kernels refuse it; of one channel they compute it, and nobody looks.
     """
-    return 0 if backends.chosen("ragged_conv", device) in ("triton", "cuda") else 1
+    return 1 - all(backends.chosen(op, like.device, like.dtype) in NONE_IS_LEGAL for op in SCORING_OPS)
 
 
 def _identity(width_S: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from structures import random_genomes, space_of, tiny_space
 from torch import Tensor, nn
 
 import kernels
-from engine import population, trie
+from engine import calibrated, population, trie
 from engine.data import ImageSet, Preprocessing, open_data
 from engine.errors import UserError
 from engine.population import Scores, ScoringImages, genomes_per_pass, score, score_passes, scoring_images
@@ -223,6 +223,16 @@ def test_a_pass_is_the_largest_that_fits(population: int, seed: int) -> None:
         count = genomes_per_pass(net, genome_PG, images, memory)
         assert count == 1 or needed[count - 1] <= memory
         assert count == population or needed[count] > memory
+
+
+@pytest.mark.parametrize(
+    ("chosen", "least"), [({"ragged_depthwise": "cuda"}, 1), ({"score_logits": "reference"}, 1), ({}, 0)]
+)
+def test_instances_have_no_channels_where_every_kernel_takes_such(
+    chosen: dict[str, str], least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "chosen", lambda op, device, dtype: chosen.get(op, "triton"))
+    assert calibrated.least_channels(torch.zeros(1)) == least
 
 
 class Allocator:
