@@ -1,5 +1,6 @@
 """Random convolutions of a ragged batch, dense or depthwise: as the op takes them, and as PyTorch does."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -159,21 +160,36 @@ def convolutions(draw: st.DrawFn, depthwise: bool) -> Case:
     )
 
 
+# Of each convolution of a block: whether it is depthwise, its kernel size and stride.
+Form = list[tuple[bool, int, int]]
+any_form = st.lists(st.tuples(st.booleans(), kernel_sizes, st.integers(1, 3)), min_size=1, max_size=3)
+SEPARABLE: list[Form] = [
+    [*before, (True, 3, stride), (False, 1, 1)] for before in ([], [(False, 1, 1)]) for stride in (1, 2)
+]
+
+
 @st.composite
-def blocks(draw: st.DrawFn) -> list[Case]:
-    """One to three convolutions in a chain, in float32; all but the first have no inputs yet."""
+def blocks(
+    draw: st.DrawFn,
+    forms: st.SearchStrategy[Form] = any_form,
+    maxima: Sequence[int] | None = None,
+    image: Image | None = None,
+) -> list[Case]:
+    """One to three convolutions in a chain, in float32; all but the first have no inputs yet.
+
+    `maxima` are the most channels of x and of the output of every dense convolution.
+    """
     torch.manual_seed(draw(st.integers(0, 999)))
     count, slots = draw(st.integers(1, 4)), draw(st.integers(1, 3))
-    max_cin, image, length = draw(limits), draw(images()), draw(st.integers(1, 3))
+    most = iter(maxima) if maxima else iter(lambda: draw(limits), None)
+    max_cin, image, form = next(most), image or draw(images()), draw(forms)
     channels = draw(widths(slots, max_cin))
     source = draw(st.lists(st.integers(0, slots - 1), min_size=count, max_size=count))
     inputs, cin = random_activations(channels, image, torch.float32), [channels[slot] for slot in source]
     cases: list[Case] = []
-    for j in range(length):
-        depthwise = draw(st.booleans())
-        max_cout = max_cin if depthwise else draw(limits)
+    for depthwise, kernel, stride in form:
+        max_cout = max_cin if depthwise else next(most)
         cout = cin if depthwise else draw(widths(count, max_cout))
-        kernel, stride = draw(kernel_sizes), draw(st.integers(1, 3))
         weights, weight_source = draw(dense_weights(cin, cout, kernel, depthwise))
         case = Case(
             depthwise=depthwise,
@@ -193,7 +209,7 @@ def blocks(draw: st.DrawFn) -> list[Case]:
             input_shift=None,
             input_activation="none",
         )
-        if j == length - 1 and draw(st.booleans()):
+        if len(cases) == len(form) - 1 and draw(st.booleans()):
             case = replace(case, shortcuts=random_activations(cout, case.out_image, torch.float32))
         cases.append(case)
         max_cin, cin, image = max_cout, cout, case.out_image

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from convolutions import Case, blocks, dense, run
+from convolutions import SEPARABLE, Case, blocks, dense, run
 from hypothesis import given
 from hypothesis import strategies as st
 from ragged import (
@@ -78,6 +78,27 @@ def cast(cases: list[Case], dtype: torch.dtype, per_channel: torch.dtype | None 
 def test_a_block_equals_its_dense_convolutions_one_after_another(
     cases: list[Case], dtype: torch.dtype, wide: bool
 ) -> None:
+    assert_block_is_exact(cases, dtype, wide)
+
+
+@pytest.mark.usefixtures("kernel")
+@one_kernel_for_all_examples
+@given(blocks(st.sampled_from(SEPARABLE)), st.sampled_from(DTYPES), st.booleans())
+def test_a_separable_block_equals_its_dense_convolutions_one_after_another(
+    cases: list[Case], dtype: torch.dtype, wide: bool
+) -> None:
+    assert_block_is_exact(cases, dtype, wide)
+
+
+@pytest.mark.usefixtures("kernel")
+@one_kernel_for_all_examples
+@given(blocks(st.sampled_from([[(False, 1, 1), (True, 1, 2)], [(False, 1, 2), (True, 3, 3)]]), image=(3, 6, 5)))
+def test_images_stay_apart_where_a_stride_skips_the_last_rows_of_each(cases: list[Case]) -> None:
+    assert_block_is_exact(cases, torch.float32, wide=True)
+
+
+def assert_block_is_exact(cases: list[Case], dtype: torch.dtype, wide: bool) -> None:
+    """As exact as PyTorch in this dtype; scales and shifts in float32 if wide."""
     cases = cast(cases, dtype, torch.float32 if wide else dtype)
     in_torch, exact = chain(cases, by_torch), chain(cast(cases, torch.float64), by_torch)
     for s, actual in enumerate(fused(cases)):
@@ -97,6 +118,17 @@ def test_a_block_equals_a_chain_of_ops(cases: list[Case]) -> None:
 @one_kernel_for_all_examples
 @given(blocks(), st.sampled_from(DTYPES))
 def test_a_subnetwork_computes_the_same_alone_and_in_a_batch(cases: list[Case], dtype: torch.dtype) -> None:
+    assert_same_alone(cases, dtype)
+
+
+@pytest.mark.usefixtures("kernel")
+@one_kernel_for_all_examples
+@given(blocks(st.sampled_from(SEPARABLE)), st.sampled_from(DTYPES))
+def test_a_separable_subnetwork_computes_the_same_alone_and_in_a_batch(cases: list[Case], dtype: torch.dtype) -> None:
+    assert_same_alone(cases, dtype)
+
+
+def assert_same_alone(cases: list[Case], dtype: torch.dtype) -> None:
     cases = cast(cases, dtype)
     for s, expected in enumerate(fused(cases)):
         first, *inner = [case.alone(s) for case in cases]
