@@ -98,7 +98,10 @@ def implementation(op: str, like: Tensor) -> Any:
 @cache
 def _implementation(op: str, kind: str, dtype: torch.dtype, choice: str) -> Any:
     """Of the chosen backend, which is part of the key."""
-    return overload(NAMESPACE_OF[chosen(op, kind, dtype)], op)
+    backend = chosen(op, kind, dtype)
+    if backend == "cuda" and (module := _module(op, backend)):
+        return getattr(importlib.import_module(module), f"{op}_cuda")
+    return overload(NAMESPACE_OF[backend], op)
 
 
 def report() -> str:
@@ -123,10 +126,12 @@ def why_not(op: str, backend: str) -> str:
         return "no GPU"
     if torch.cuda.get_device_capability() < OLDEST_GPU:
         return "the kernels need a GPU of compute capability {}.{}".format(*OLDEST_GPU)
-    module = _triton_module(op)
-    if backend == "triton" and module:
+    if backend == "triton" and (module := _module(op, backend)):
         return _register_triton(op, module)
-    return "" if backend == "cuda" and _has_kernel(op, backend, "CUDA") else f"this op has no {backend} kernel yet"
+    if backend == "triton" or not _has_kernel(op, backend, "CUDA"):
+        return f"this op has no {backend} kernel yet"
+    # With a module of its own, it takes the kernel for some calls and Triton for the others.
+    return why_not(op, "triton") if _module(op, backend) else ""
 
 
 def _why_no_cuda() -> str:
@@ -136,10 +141,10 @@ def _why_no_cuda() -> str:
     return str(getattr(extension, "no_cuda", f"the extension is not of this version; rebuild it: {REBUILD}"))
 
 
-def _triton_module(op: str) -> str:
-    """The module of the op's Triton kernel, or nothing if there is none."""
+def _module(op: str, backend: str) -> str:
+    """The op's module for a backend, or nothing if there is none."""
     # The trailing underscore of an op in place is not part of its stem.
-    module = f"kernels.{op.rstrip('_')}.triton"
+    module = f"kernels.{op.rstrip('_')}.{backend}"
     return module if importlib.util.find_spec(module) else ""
 
 

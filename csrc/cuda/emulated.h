@@ -66,7 +66,8 @@ inline constexpr std::size_t kPage = 4096;
 
 struct Copy {
     void* to;
-    const void* from;  // null: zeros
+    const void* from;
+    int bytes, kept;  // zeros behind what is kept
 };
 
 enum class State { kRuns, kAtBarrier, kAtWarp, kDone };
@@ -256,12 +257,22 @@ const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::si
     return nullptr;
 }
 
+inline int thread_number() { return static_cast<int>(threadIdx.x); }
+
 inline unsigned char* shared_memory() { return emulated::machine.shared; }
 
 inline void copy_async(void* shared, const void* global, bool valid = true) {
     emulated::inside_shared(shared, 16);
     emulated::aligned(global, 16);
-    emulated::machine.running->open.push_back({shared, valid ? global : nullptr});
+    emulated::machine.running->open.push_back({shared, global, 16, valid ? 16 : 0});
+}
+
+template <int kBytes>
+void copy_async_part(void* shared, const void* global, int kept) {
+    emulated::inside_shared(shared, kBytes);
+    emulated::aligned(global, kBytes);
+    if (kept < 0 || kept > kBytes) emulated::fail("a copy of a length no GPU takes");
+    emulated::machine.running->open.push_back({shared, global, kBytes, kept});
 }
 
 inline void commit_copies() {
@@ -275,11 +286,10 @@ void wait_for_copies() {
     auto& pending = emulated::machine.running->pending;
     for (; pending.size() > kPending; pending.pop_front()) {
         for (const emulated::Copy& copy : pending.front()) {
-            if (copy.from == nullptr) {
-                std::memset(copy.to, 0, 16);
-            } else {
-                std::memcpy(copy.to, copy.from, 16);
-            }
+            const auto kept = static_cast<std::size_t>(copy.kept);
+            std::memcpy(copy.to, copy.from, kept);
+            std::memset(static_cast<unsigned char*>(copy.to) + kept, 0,
+                        static_cast<std::size_t>(copy.bytes) - kept);
         }
     }
 }

@@ -47,6 +47,15 @@ const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::si
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+// threadIdx.x, which the compiler takes for a new number each time: what it computes from one is not kept in
+// registers until another is asked for.
+__device__ __forceinline__ int thread_number() {
+    int number = static_cast<int>(threadIdx.x);
+    asm volatile("" : "+r"(number));
+    __builtin_assume(number >= 0 && number < 1024);
+    return number;
+}
+
 __device__ __forceinline__ unsigned char* shared_memory() {
     extern __shared__ __align__(128) unsigned char bytes[];
     return bytes;
@@ -62,6 +71,20 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                  "r"(valid ? kVectorBytes : 0)
                  : "memory");
+}
+
+// Begins to copy the first `kept` of kBytes (4 or 16), both sides aligned to as many; zeros behind them.
+template <int kBytes>
+__device__ __forceinline__ void copy_async_part(void* shared, const void* global, int kept) {
+    if constexpr (kBytes == kVectorBytes) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+                     "l"(global), "r"(kept)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)),
+                     "l"(global), "r"(kept)
+                     : "memory");
+    }
 }
 
 // Closes this thread's group of copies.

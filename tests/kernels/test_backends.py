@@ -157,6 +157,35 @@ def test_auto_prefers_the_cuda_kernel_and_both_can_be_forced() -> None:
     ]
 
 
+@needs_triton
+def test_a_fused_block_in_cuda_is_one_kernel_where_it_is_separable_and_the_gpu_large_enough() -> None:
+    code = (
+        "from types import SimpleNamespace; from kernels.fused_block import cuda;"
+        "b.extension = SimpleNamespace(no_cuda='');"
+        "torch.library.impl('metaprune_cuda::fused_block', 'cuda', lambda *args: None);"
+        "print(b.chosen('fused_block', 'cuda'));"
+        "run = b.implementation('fused_block', SimpleNamespace(device=torch.device('cuda'), dtype=torch.float32));"
+        "cuda.overload = lambda *op: lambda *args: 'one kernel';"
+        "cuda.fused_block_triton = lambda *args: 'Triton';"
+        "tell = lambda cin, *form: run(torch.zeros(1), *[None] * 8, cin, None, *zip(*form), None, None, None);"
+        "window, pointwise = (True, 3, 2), (False, 1, 1);"
+        "large, small = (SimpleNamespace(shared_memory_per_block_optin=kib << 10) for kib in (163, 99));"
+        "torch.cuda.get_device_properties = lambda device: large;"
+        "print(tell(999, window, pointwise), tell(256, pointwise, window, pointwise));"
+        "print(tell(257, pointwise, window, pointwise), tell(8, window), tell(8, (True, 3, 3), pointwise));"
+        "print(tell(8, pointwise, (False, 3, 1), pointwise), tell(8, (False, 1, 2), window, pointwise));"
+        "torch.cuda.get_device_properties = lambda device: small;"
+        "print(tell(8, window, pointwise))"
+    )
+    assert as_if_on_a_gpu(code) == [
+        "cuda",
+        "one kernel one kernel",
+        "Triton Triton Triton",
+        "Triton Triton",
+        "Triton",
+    ]
+
+
 def test_without_cuda_kernels_the_report_says_why() -> None:
     reasons = {backends.why_not(op, "cuda") for op in OPS}
     if backends.extension is not None and torch.version.cuda is None:

@@ -69,11 +69,15 @@ BUDGETS = {
 }
 # The same for the CUDA kernels: `{op: {kernel: registers a thread}}`, the most of all its instances. Four blocks of
 # 128 threads share a multiprocessor at 128 registers, three at 168.
-CUDA_BUDGETS = {"ragged_depthwise": {"staged_kernel": 168, "direct_kernel": 112, "total_kernel": 48}}
+CUDA_BUDGETS = {
+    "fused_block": {"fused_block_kernel": 128},
+    "ragged_depthwise": {"staged_kernel": 168, "direct_kernel": 112, "total_kernel": 48},
+}
 # Copies of 16 bytes into shared memory that run ahead, and accesses of 16 bytes.
-CUDA_INSTRUCTIONS = {
+CUDA_INSTRUCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "fused_block": {"fused_block_kernel": ("LDGSTS.E.BYPASS.128",)},
     "ragged_depthwise": {
         "staged_kernel": ("LDGSTS.E.BYPASS.128", "LDS.128", "STG.E.128"),
         "direct_kernel": ("LDG.E.128", "STG.E.128"),
-    }
+    },
 }

@@ -24,9 +24,13 @@ import test_ragged_normalise
 import test_score_logits
 import test_update_generators
 import torch
+from convolutions import SEPARABLE, Case, Form, blocks
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import kernels
 from kernels import backends, layout
+from kernels.fused_block.separable import is_separable
 from kernels.ops import CUDA_NAMESPACE, REFERENCE_NAMESPACE, overload
 
 TRITON_OPS = (
@@ -80,6 +84,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> s
     return ragged.GPU_KERNELS
 
 
+only_cuda = pytest.mark.skipif(ragged.GPU_KERNELS != "cuda", reason="it is about the CUDA kernels")
 needs_every_op = pytest.mark.skipif(ragged.GPU_KERNELS != "triton", reason="Triton has a kernel for every op")
 
 
@@ -142,6 +147,42 @@ def test_weights_are_generated_for_more_subnetworks_than_a_tile_takes() -> None:
         torch.testing.assert_close(actual, test_generate_weights.dense(case, s))
 
 
+# What tiles are cut from: several of them each way and a last one that is smaller; several slices of inner channels;
+# more images than a tile takes; channels out for two tiles; the widest expansion.
+SEVERAL_TILES = [
+    (SEPARABLE[2], (20, 70, 24), (1, 33, 37)),
+    (SEPARABLE[3], (40, 50, 140), (1, 30, 29)),
+    (SEPARABLE[0], (70, 600), (2, 8, 9)),
+    (SEPARABLE[1], (33, 17), (1, 50, 41)),
+    (SEPARABLE[2], (9, 40, 70), (70, 2, 2)),
+    (SEPARABLE[3], (256, 20, 300), (1, 5, 5)),
+]
+
+
+@only_cuda
+@settings(max_examples=2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("form", "maxima", "image"), SEVERAL_TILES)
+@given(data=st.data())
+def test_a_block_of_several_tiles_is_computed_as_exactly(
+    form: Form, maxima: tuple[int, ...], image: layout.Image, dtype: torch.dtype, data: st.DataObject
+) -> None:
+    cases = data.draw(blocks(st.just(form), maxima, image))
+    test_fused_block.assert_block_is_exact(cases, dtype, wide=True)
+
+
+@only_cuda
+@settings(max_examples=30)
+@given(blocks())
+def test_the_kernel_refuses_every_block_that_is_not_separable(cases: list[Case]) -> None:
+    forms = zip(*((case.depthwise, case.kernel, case.stride) for case in cases), strict=True)
+    if is_separable(cases[0].max_cin, *forms):
+        test_fused_block.fused(cases)
+    else:
+        with pytest.raises(RuntimeError, match="a fused block is"):
+            test_fused_block.fused(cases)
+
+
 test_conv_dense = test_ragged_conv.test_each_subnetwork_equals_its_own_dense_convolution
 test_conv_sums = test_ragged_conv.test_sums_are_those_of_the_bare_convolution
 test_conv_alone = test_ragged_conv.test_a_subnetwork_computes_the_same_alone_and_in_a_batch
@@ -159,7 +200,6 @@ test_score_many = test_score_logits.test_the_answer_is_found_among_many_classes
 test_score_dense = test_score_logits.test_each_image_is_scored_as_by_its_own_dense_classifier
 test_score_nan = test_score_logits.test_an_image_with_a_nan_logit_is_never_correct
 test_score_diverged = test_score_logits.test_one_diverged_image_leaves_the_others_their_scores
-test_block_dense = test_fused_block.test_a_block_equals_its_dense_convolutions_one_after_another
 test_update_exact = test_update_generators.test_a_step_is_as_exact_as_autograd_and_torch_sgd
 test_update_outside = test_update_generators.test_outside_all_crops_momentum_and_weights_still_decay
 test_update_guarded = test_update_generators.test_only_what_is_given_is_written
@@ -170,3 +210,7 @@ test_delayed_at_rest = (
 test_generated_dense = test_generated_conv.test_each_subnetwork_equals_a_dense_convolution_by_its_generated_weights
 test_generated_sums = test_generated_conv.test_sums_are_those_of_the_convolution
 test_generated_alone = test_generated_conv.test_a_subnetwork_computes_the_same_alone_and_in_a_batch
+test_separable_dense = test_fused_block.test_a_separable_block_equals_its_dense_convolutions_one_after_another
+test_separable_alone = test_fused_block.test_a_separable_subnetwork_computes_the_same_alone_and_in_a_batch
+if ragged.GPU_KERNELS == "triton":  # the CUDA kernel is of separable blocks
+    test_block_dense = test_fused_block.test_a_block_equals_its_dense_convolutions_one_after_another

@@ -115,3 +115,12 @@ def test_a_kernel_became_the_instructions_it_was_written_for(compiled: Compiled,
         if not any(wanted in instruction for instruction in k["instructions"])
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_products_of_sixteen_bits_run_on_tensor_cores(compiled: Compiled, capability: int) -> None:
+    kernels = compiled["fused_block", capability]
+    if not any(k["instructions"] for k in kernels):
+        pytest.skip("no disassembler")
+    on_tensor_cores = {k["name"]: any("HMMA" in found for found in k["instructions"]) for k in kernels}
+    assert on_tensor_cores == {k["name"]: "Float16" in k["name"] for k in kernels}
