@@ -143,8 +143,9 @@ def _why_no_cuda() -> str:
 
 def _module(op: str, backend: str) -> str:
     """The op's module for a backend, or nothing if there is none."""
-    # The trailing underscore of an op in place is not part of its stem.
-    module = f"kernels.{op.rstrip('_')}.{backend}"
+    # The trailing underscore of an op in place is not part of its stem; a gradient lies in the folder of its op.
+    stem = op.rstrip("_").removesuffix("_backward")
+    module = f"kernels.{stem}.{backend}" + ("_backward" if op.endswith("_backward") else "")
     return module if importlib.util.find_spec(module) else ""
 
 
@@ -158,7 +159,9 @@ def _register_triton(op: str, module: str) -> str:
         return f"Triton does not load ({error})"
     if not _has_kernel(op, "triton", "CUDA"):
         torch.library.impl(f"{NAMESPACE}::{op}", "cuda", launch)
-    return ""
+    # Autograd calls the gradient of an op by name: it must be there as soon as the op is.
+    gradient = "" if op.endswith("_backward") else f"{op}_backward"
+    return why_not(gradient, "triton") if gradient and _module(gradient, "triton") else ""
 
 
 def _has_kernel(op: str, backend: str, dispatch_key: str) -> bool:

@@ -1,8 +1,8 @@
 """Every op, declared once: schema, reference, fake kernel, gradient.
 
 An op lives in three namespaces. `metaprune::<op>` takes the kernel registered for the device of its arguments
-(C++ for the CPU, one file per op in `csrc/ops/`; Triton for a GPU, `kernels/<op>/triton.py`) and falls back on
-the reference where a device has none.
+(C++ for the CPU, one file per op in `csrc/ops/`; Triton for a GPU, `kernels/<op>/triton.py` and `triton_backward.py`)
+and falls back on the reference where a device has none.
 `metaprune_cuda::<op>` is the CUDA C++ kernel (`csrc/ops/cuda/`), beside which an op may have one in Triton.
 `metaprune_reference::<op>` is the reference on every device and in every precision: no kernel is ever
 registered there. `kernels.backends` picks.

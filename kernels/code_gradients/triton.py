@@ -22,7 +22,7 @@ from kernels.gpu.generators import (
     steps_of,
     store_sums,
 )
-from kernels.gpu.sums import add_parts
+from kernels.gpu.sums import add_programs
 from kernels.gpu.tiles import generator_runs, generator_tile
 from kernels.layout import PANEL
 
@@ -76,4 +76,4 @@ def code_gradients_triton(
             hidden, rows, tiles_each, depthwise, PANEL, size.rows, size.columns, triton.next_power_of_2(count),
             **size.options,
         )  # fmt: skip
-        return add_parts(parts, basis.dtype)
+        return add_programs(parts, basis.dtype)

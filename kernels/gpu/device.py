@@ -24,13 +24,24 @@ def slot(buffer, number_S, s, elements):
 @triton.jit
 def own_slot(buffer, s, elements):
     """The slot of `elements` that subnetwork s writes."""
-    return buffer + tl.multiple_of(s.to(tl.int64) * elements, 8)
+    return buffer + tl.multiple_of(tl.cast(s, tl.int64) * elements, 8)
+
+
+@triton.jit
+def reader_width(source_S, channels_S, number, count):
+    """The channels of slot `number` in the eyes of those of `count` subnetworks that read it, who agree; 0 of none."""
+    width = 0
+    for s in range(0, count):
+        if tl.load(source_S + s) == number:
+            width = tl.load(channels_S + s)
+    return width
 
 
 @triton.jit
 def per_channel(values_SC, row, limit, channel_C, channels):
     """A row of numbers per channel in float32, 0 from `channels` on: what lies there is not read."""
-    return tl.load(values_SC + row.to(tl.int64) * limit + channel_C, mask=channel_C < channels, other=0).to(tl.float32)
+    address_C = values_SC + tl.cast(row, tl.int64) * limit + channel_C
+    return tl.load(address_C, mask=channel_C < channels, other=0).to(tl.float32)
 
 
 @triton.jit
@@ -49,6 +60,17 @@ def inside_image(top_M, left_M, tap, height, width, KERNEL: tl.constexpr):
 
 
 @triton.jit
+def meeting_window(m, tap, height, width, out_height, out_width, KERNEL: tl.constexpr, STRIDE: tl.constexpr):
+    """The number of the pixel out whose window has each pixel of the image under this tap, and whether there is one."""
+    top_M = m // width % height + KERNEL // 2 - tap // KERNEL
+    left_M = m % width + KERNEL // 2 - tap % KERNEL
+    y_M, x_M = top_M // STRIDE, left_M // STRIDE
+    meets_M = (top_M >= 0) & (top_M % STRIDE == 0) & (y_M < out_height)
+    meets_M &= (left_M >= 0) & (left_M % STRIDE == 0) & (x_M < out_width)
+    return (m // (width * height) * out_height + y_M) * out_width + x_M, meets_M
+
+
+@triton.jit
 def activate(value, ACTIVATION: tl.constexpr):
     """none, relu or relu6. A NaN stays one: a subnetwork that diverged must not look well."""
     if ACTIVATION != "none":
@@ -56,6 +78,12 @@ def activate(value, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu6":
         value = tl.where(value > 6, 6.0, value)
     return value
+
+
+@triton.jit
+def stopped(value, ACTIVATION: tl.constexpr):
+    """Where an activation lets no gradient through: `value`, before it or after it, is on a bound or beyond."""
+    return (value <= 0) | (value >= 6) if ACTIVATION == "relu6" else value <= 0
 
 
 @triton.jit

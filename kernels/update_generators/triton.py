@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.generators import add_code_gradients, place, step_gradients, steps_of, store_sums
-from kernels.gpu.sums import add_parts
+from kernels.gpu.sums import add_programs
 from kernels.gpu.tiles import generator_runs, generator_tile
 from kernels.layout import PANEL
 
@@ -89,4 +89,4 @@ def update_generators_triton(
             tuple(before) if before else None, tuple(weights), tuple(momentum), rows, max_cin, taps, hidden, tiles_each,
             depthwise, PANEL, size.rows, size.columns, triton.next_power_of_2(max(count, 1)), **size.options,
         )  # fmt: skip
-        return add_parts(parts, basis.dtype)
+        return add_programs(parts, basis.dtype)

@@ -193,6 +193,17 @@ def test_without_cuda_kernels_the_report_says_why() -> None:
     assert "" not in reasons or torch.cuda.is_available()
 
 
+@needs_triton
+def test_the_gradients_of_ragged_ops_are_there_on_a_gpu_as_soon_as_the_ops_are() -> None:
+    ops = [op for op in OPS if op.startswith("ragged_")]
+    code = (
+        f"ops = {ops}; [b.chosen(op, 'cuda') for op in ops];"
+        "print(*(b._has_kernel(f'{op}_backward', 'CUDA') for op in ops));"
+        "print(*(b.chosen(f'{op}_backward', 'cuda') for op in ops))"
+    )
+    assert as_if_on_a_gpu(code) == [" ".join(["True"] * len(ops)), " ".join(["triton"] * len(ops))]
+
+
 CHOICE = "print(b.chosen('ragged_conv', 'cuda')); print(b.why_not('ragged_conv', 'triton'))"
 
 

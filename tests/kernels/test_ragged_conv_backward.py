@@ -23,6 +23,7 @@ from torch import Tensor
 import kernels
 from kernels import backends, checks
 from kernels.layout import output_image
+from kernels.ops import REFERENCE_NAMESPACE, overload
 
 OP = "ragged_conv_backward"
 
@@ -257,6 +258,13 @@ def arguments(dtype: torch.dtype, cin: list[int], cout: list[int], image: tuple[
         "relu",
         True,
     ]
+
+
+def with_outputs(arguments: list[Any]) -> list[Any]:
+    """The same, with the outputs that the convolution has."""
+    forward = (*arguments[3:14], None, None, "none", None, None, *arguments[14:])
+    y, _ = overload(REFERENCE_NAMESPACE, "ragged_conv")(*forward)
+    return [*arguments[:2], y, *arguments[3:]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -30,9 +30,13 @@ from kernels.generate_weights.triton import generate_weights_triton
 from kernels.generated_conv.triton import generated_conv_triton
 from kernels.layout import Image, activation_slot, output_image, weight_slot
 from kernels.ragged_conv.triton import ragged_conv_triton
+from kernels.ragged_conv.triton_backward import ragged_conv_backward_triton
 from kernels.ragged_depthwise.triton import ragged_depthwise_triton
+from kernels.ragged_depthwise.triton_backward import ragged_depthwise_backward_triton
 from kernels.ragged_max_pool.triton import ragged_max_pool_triton
+from kernels.ragged_max_pool.triton_backward import ragged_max_pool_backward_triton
 from kernels.ragged_normalise.triton import ragged_normalise_triton
+from kernels.ragged_normalise.triton_backward import ragged_normalise_backward_triton
 from kernels.score_logits.triton import score_logits_triton
 from kernels.update_generators.recurrence import Recurrence
 from kernels.update_generators.triton import update_generators_triton
@@ -130,6 +134,20 @@ def generated(
     generated_conv_triton(*arguments)
 
 
+def conv_backward(
+    dtype: torch.dtype, image: Image, cin: int, cout: int, kernel: int = 1, stride: int = 1, prologue: bool = True
+) -> None:
+    """As training calls it, with BatchNorm before; or without, and of the first layer without the gradient of x."""
+    out = output_image(image, kernel, stride)
+    before: list[Any] = [empty(S, cin), empty(S, cin), "relu6"] if prologue else [None, None, "none"]
+    arguments: list[Any] = [
+        activations(out, cout, dtype), empty(S, 2, cout, dtype=torch.float64), activations(out, cout, dtype),
+        activations(image, cin, dtype), weights(cin, cout, kernel, dtype), numbers(), numbers(), numbers(), numbers(),
+        image, kernel, stride, cin, cout, *before, cin != 3,
+    ]  # fmt: skip
+    ragged_conv_backward_triton(*arguments)
+
+
 def depthwise(dtype: torch.dtype, image: Image, channels: int, stride: int, calibrating: bool) -> None:
     given: list[Any] = [empty(S, channels), empty(S, channels), "relu6"]
     absent: list[Any] = [None, None, "none"]
@@ -139,6 +157,16 @@ def depthwise(dtype: torch.dtype, image: Image, channels: int, stride: int, cali
         image, 3, stride, channels, *after, *before, calibrating,
     ]  # fmt: skip
     ragged_depthwise_triton(*arguments)
+
+
+def depthwise_backward(dtype: torch.dtype, image: Image, channels: int, stride: int) -> None:
+    out = activations(output_image(image, 3, stride), channels, dtype)
+    arguments: list[Any] = [
+        out, empty(S, 2, channels, dtype=torch.float64), out, activations(image, channels, dtype),
+        weights(1, channels, 3, dtype, True), numbers(), numbers(), numbers(), image, 3, stride, channels,
+        empty(S, channels), empty(S, channels), "relu6", True,
+    ]  # fmt: skip
+    ragged_depthwise_backward_triton(*arguments)
 
 
 def block(dtype: torch.dtype, image: Image, channels: int, inner: int) -> None:
@@ -160,8 +188,22 @@ def normalise(dtype: torch.dtype, image: Image, channels: int) -> None:
     )  # fmt: skip
 
 
+def normalise_backward(dtype: torch.dtype, image: Image, channels: int) -> None:
+    x = activations(image, channels, dtype)
+    scale, shift, shortcut = empty(S, channels), empty(S, channels), activations(image, channels, dtype)
+    ragged_normalise_backward_triton(
+        x, x, x, scale, shift, numbers(), numbers(), image, channels, "relu6", shortcut, numbers()
+    )
+
+
 def max_pool(dtype: torch.dtype, image: Image, channels: int) -> None:
     ragged_max_pool_triton(activations(image, channels, dtype), numbers(), numbers(), image, 3, 2, channels)
+
+
+def max_pool_backward(dtype: torch.dtype, image: Image, channels: int) -> None:
+    grad = activations(output_image(image, 3, 2), channels, dtype)
+    x = activations(image, channels, dtype)
+    ragged_max_pool_backward_triton(grad, x, numbers(), numbers(), image, 3, 2, channels)
 
 
 def score(dtype: torch.dtype, image: Image, channels: int, classes: int) -> None:
@@ -181,6 +223,11 @@ def least() -> None:
     depthwise(BF16, image, 1, 1, calibrating=True)
     normalise(BF16, image, 1)
     max_pool(BF16, image, 1)
+    conv_backward(BF16, image, 1, 1)
+    conv_backward(BF16, image, 1, 1, 3, 2)
+    depthwise_backward(BF16, image, 1, 1)
+    normalise_backward(BF16, image, 1)
+    max_pool_backward(BF16, image, 1)
     score(BF16, image, 1, 1)
     train(1, 1, 1, 1)
 
@@ -191,6 +238,7 @@ def tensor_float32() -> None:
     generate(FP32, 576, 96, 1, 64)
     conv(FP32, (250, 14, 14), 96, 576)
     conv(FP32, (125, 28, 28), 256, 256, 3, 2, calibrating=True)
+    conv_backward(FP32, (64, 14, 14), 96, 576)
     score(FP32, (1000, 7, 7), 1280, 1000)
     torch.set_float32_matmul_precision("highest")
 
@@ -223,12 +271,21 @@ CASES: dict[str, Callable[[], None]] = {
     "generated_conv 1x1 320-1280 bf16": lambda: generated(BF16, (64, 1, 1), 320, 1280, 64),
     "generated_conv 1x1 320-1280 fp32": lambda: generated(FP32, (64, 1, 1), 320, 1280, 64, calibrating=False),
     "generated_conv 3x3 512-512 fp32": lambda: generated(FP32, (32, 2, 2), 512, 512, 32, 3),
+    "ragged_conv_backward 1x1 96-576 bf16": lambda: conv_backward(BF16, (64, 14, 14), 96, 576),
+    "ragged_conv_backward 3x3 256-256 stride 2 bf16": lambda: conv_backward(BF16, (64, 28, 28), 256, 256, 3, 2),
+    "ragged_conv_backward 3x3 256-256 stride 2 fp32": lambda: conv_backward(FP32, (64, 28, 28), 256, 256, 3, 2),
+    "ragged_conv_backward 1x1 256-512 stride 2 bf16": lambda: conv_backward(BF16, (64, 56, 56), 256, 512, 1, 2, False),
+    "ragged_conv_backward 7x7 3-64 stride 2 bf16": lambda: conv_backward(BF16, (64, 224, 224), 3, 64, 7, 2, False),
     "ragged_depthwise bf16": lambda: depthwise(BF16, (125, 28, 28), 192, 1, False),
     "ragged_depthwise stride 2 calibrating bf16": lambda: depthwise(BF16, (125, 28, 28), 192, 2, True),
     "ragged_depthwise stride 2 calibrating fp32": lambda: depthwise(FP32, (125, 28, 28), 192, 2, True),
+    "ragged_depthwise_backward bf16": lambda: depthwise_backward(BF16, (64, 28, 28), 192, 1),
+    "ragged_depthwise_backward stride 2 fp32": lambda: depthwise_backward(FP32, (64, 28, 28), 192, 2),
     "ragged_normalise bf16": lambda: normalise(BF16, (125, 56, 56), 256),
     "ragged_normalise fp32": lambda: normalise(FP32, (125, 56, 56), 256),
     "ragged_max_pool bf16": lambda: max_pool(BF16, (125, 112, 112), 64),
+    "ragged_normalise_backward bf16": lambda: normalise_backward(BF16, (64, 56, 56), 256),
+    "ragged_max_pool_backward bf16": lambda: max_pool_backward(BF16, (64, 112, 112), 64),
     "score_logits bf16": lambda: score(BF16, (1000, 7, 7), 1280, 1000),
     "score_logits fp32": lambda: score(FP32, (1000, 7, 7), 1280, 1000),
     "TensorFloat32": tensor_float32,

@@ -18,12 +18,17 @@ import test_generate_delayed
 import test_generate_weights
 import test_generated_conv
 import test_ragged_conv
+import test_ragged_conv_backward
 import test_ragged_depthwise
+import test_ragged_depthwise_backward
 import test_ragged_max_pool
+import test_ragged_max_pool_backward
 import test_ragged_normalise
+import test_ragged_normalise_backward
 import test_score_logits
 import test_update_generators
 import torch
+import triton.runtime.interpreter
 from convolutions import SEPARABLE, Case, Form, blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,9 +45,13 @@ TRITON_OPS = (
     "generate_weights",
     "generated_conv",
     "ragged_conv",
+    "ragged_conv_backward",
     "ragged_depthwise",
+    "ragged_depthwise_backward",
     "ragged_max_pool",
+    "ragged_max_pool_backward",
     "ragged_normalise",
+    "ragged_normalise_backward",
     "score_logits",
     "update_generators",
 )
@@ -52,13 +61,27 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def launchers() -> dict[str, Callable[..., Any]]:
     """By op, the kernel under test."""
     if ragged.GPU_KERNELS == "triton":
-        return {op: getattr(importlib.import_module(f"kernels.{op}.triton"), f"{op}_triton") for op in TRITON_OPS}
+        return {
+            op: getattr(importlib.import_module(backends._module(op, "triton")), f"{op}_triton") for op in TRITON_OPS
+        }
     if DEVICE == "cpu":
         emulated.load()
     return {op: overload(CUDA_NAMESPACE, op) for op in emulated.CUDA_OPS}
 
 
 LAUNCHERS = launchers()
+
+
+patch_tensors = triton.runtime.interpreter._patch_lang_tensor
+
+
+def patch_tensors_and_index(tensor: Any, scope: Any) -> None:
+    """As Triton 3.7 does it: in 3.6, a number of one dimension ends no loop where NumPy is 2.4 or later."""
+    patch_tensors(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+
+triton.runtime.interpreter._patch_lang_tensor = patch_tensors_and_index
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +156,32 @@ def test_depthwise_tiles_of_large_images_meet(kernel_size: int, stride: int) -> 
 
 
 @needs_every_op
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_gradients_of_several_tiles_and_parts_equal_the_reference_and_those_of_a_subnetwork_alone(
+    depthwise: bool,
+) -> None:
+    image, widths = (2, 13, 12), [70, 33]
+    if depthwise:
+        op, of_subnetworks = "ragged_depthwise_backward", [0, 1, 2, 5, 6, 7]
+        case = test_ragged_depthwise_backward.fixed_case(widths, image, 3, 2, torch.float32)
+        arguments = test_ragged_depthwise_backward.fixed_arguments(case)
+    else:
+        op, of_subnetworks = "ragged_conv_backward", [0, 1, 2, 5, 6, 7, 8]
+        arguments = test_ragged_conv_backward.arguments(torch.float32, widths, [70, 40], image)
+        arguments = test_ragged_conv_backward.with_outputs(arguments)
+    backward = backends.implementation(op, arguments[3])
+    found, expected = backward(*arguments), overload(REFERENCE_NAMESPACE, op)(*arguments)
+    for pair in zip(*(kernels.unpack_activations(d_x, widths, image) for d_x, *_ in (found, expected)), strict=True):
+        torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found[1:], expected[1:], rtol=1e-4, atol=1e-3)
+
+    alone = [a[:1].contiguous() if i in of_subnetworks else a for i, a in enumerate(arguments)]
+    by_itself = backward(*alone)
+    fronts = (kernels.unpack_activations(d_x[:1], widths[:1], image)[0] for d_x, *_ in (by_itself, found))
+    assert torch.equal(*fronts)
+    assert all(torch.equal(ours[0], theirs[0]) for ours, theirs in zip(by_itself[1:], found[1:], strict=True))
+
+
 def test_weights_are_generated_for_more_subnetworks_than_a_tile_takes() -> None:
     count, widths = 40, [1 + s % 5 for s in range(40)]
     case = {
@@ -188,6 +237,22 @@ test_conv_sums = test_ragged_conv.test_sums_are_those_of_the_bare_convolution
 test_conv_alone = test_ragged_conv.test_a_subnetwork_computes_the_same_alone_and_in_a_batch
 test_conv_padding = test_ragged_conv.test_the_padding_is_zero_after_the_input_is_normalised
 test_conv_poison = test_ragged_conv.test_a_slot_of_weights_that_nobody_reads_may_hold_anything
+test_conv_gradients = test_ragged_conv_backward.test_gradients_are_as_exact_as_those_of_torch
+test_conv_gradient_unread = test_ragged_conv_backward.test_what_nobody_reads_has_no_gradient
+test_depthwise_gradients = test_ragged_depthwise_backward.test_gradients_equal_those_of_dense_convolutions
+test_depthwise_gradient_alone = (
+    test_ragged_depthwise_backward.test_only_the_weights_get_a_gradient_if_nothing_else_needs_one
+)
+test_depthwise_gradient_unread = test_ragged_depthwise_backward.test_an_input_that_nobody_reads_has_no_gradient
+test_depthwise_gradient_bounds = test_ragged_depthwise_backward.test_the_bounds_of_an_activation_let_no_gradient_through
+test_normalise_gradients = (
+    test_ragged_normalise_backward.test_gradients_equal_the_formula_summed_over_the_readers_of_a_slot
+)
+test_normalise_gradients_of_tiles = (
+    test_ragged_normalise_backward.test_gradients_of_more_pixels_than_one_item_of_work_takes_equal_the_reference
+)
+test_pool_gradients = test_ragged_max_pool_backward.test_gradients_equal_those_of_dense_poolings
+test_pool_gradient_nan = test_ragged_max_pool_backward.test_a_window_with_nan_gives_its_gradient_where_pytorch_does
 test_depthwise_dense = test_ragged_depthwise.test_each_subnetwork_equals_its_own_dense_convolution
 test_depthwise_sums = test_ragged_depthwise.test_sums_are_those_of_the_bare_convolution
 test_depthwise_alone = test_ragged_depthwise.test_a_subnetwork_computes_the_same_alone_and_in_a_batch

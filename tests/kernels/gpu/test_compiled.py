@@ -19,6 +19,7 @@ from budgets import BUDGETS, CAPABILITIES, MATRIX_INSTRUCTION
 
 ROOT = Path(__file__).parents[3]
 HERE = Path(__file__).parent
+PIPELINED = ("conv_kernel", "generated_conv_kernel", "conv_input_gradient_kernel", "conv_weight_gradient_kernel")
 
 
 def why_not() -> str:
@@ -72,9 +73,10 @@ def test_every_kernel_keeps_to_its_budget(compiled: dict[int, list[dict[str, Any
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_products_of_bfloat16_run_on_tensor_cores(compiled: dict[int, list[dict[str, Any]]], capability: int) -> None:
-    kernels = ("conv_kernel", "generate_kernel", "generated_conv_kernel")
-    products = [k for k in compiled[capability] if "bf16" in k["case"] and k["kernel"] in kernels]
-    assert products
+    products = [
+        k for k in compiled[capability] if "bf16" in k["case"] and k["kernel"] in (*PIPELINED, "generate_kernel")
+    ]
+    assert {k["kernel"] for k in products} == {*PIPELINED, "generate_kernel"}
     assert [k for k in products if MATRIX_INSTRUCTION[capability] not in k["instructions"]] == []
 
 
@@ -82,6 +84,6 @@ def test_products_of_bfloat16_run_on_tensor_cores(compiled: dict[int, list[dict[
 def test_convolutions_load_ahead_while_they_multiply(
     compiled: dict[int, list[dict[str, Any]]], capability: int
 ) -> None:
-    convolutions = [k for k in compiled[capability] if k["kernel"] in ("conv_kernel", "generated_conv_kernel")]
-    assert convolutions
+    convolutions = [k for k in compiled[capability] if k["kernel"] in PIPELINED]
+    assert {k["kernel"] for k in convolutions} == {*PIPELINED}
     assert [k for k in convolutions if "cp.async" not in k["instructions"]] == []

@@ -8,9 +8,13 @@ import test_fused_block
 import test_generate_weights
 import test_generated_conv
 import test_ragged_conv
+import test_ragged_conv_backward
 import test_ragged_depthwise
+import test_ragged_depthwise_backward
 import test_ragged_max_pool
+import test_ragged_max_pool_backward
 import test_ragged_normalise
+import test_ragged_normalise_backward
 import test_score_logits
 import torch
 from ragged import moved
@@ -29,6 +33,14 @@ ARGUMENTS: dict[str, Callable[[], list[Any]]] = {
     "ragged_depthwise": lambda: test_ragged_depthwise.arguments(FP32, [16, 16]),
     "ragged_normalise": lambda: test_ragged_normalise.arguments(FP32, [16, 16]),
     "ragged_max_pool": lambda: test_ragged_max_pool.arguments(FP32, [16, 16]),
+    "ragged_conv_backward": lambda: test_ragged_conv_backward.with_outputs(
+        test_ragged_conv_backward.arguments(FP32, [8, 8], [16, 16], (2, 9, 8))
+    ),
+    "ragged_depthwise_backward": lambda: test_ragged_depthwise_backward.fixed_arguments(
+        test_ragged_depthwise_backward.fixed_case([16, 16], (2, 9, 8), 3, 2, FP32)
+    ),
+    "ragged_normalise_backward": lambda: test_ragged_normalise_backward.arguments(FP32, [16, 16], (2, 9, 8)),
+    "ragged_max_pool_backward": lambda: test_ragged_max_pool_backward.arguments(FP32, [16, 16], (2, 9, 8)),
     "score_logits": test_score_logits.arguments,
     "fused_block": test_fused_block.arguments,
     "generate_delayed": lambda: training("generate_delayed"),

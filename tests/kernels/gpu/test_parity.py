@@ -1,10 +1,9 @@
-"""The kernels of a GPU against the tests of their ops, in processes of their own (parity.py)."""
+"""The kernels of a GPU against the tests of their ops, in processes of their own (parity.py, training_parity.py)."""
 
 import importlib.util
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import emulated
@@ -13,15 +12,37 @@ import torch
 
 from kernels import backends
 
-PARITY = Path(__file__).with_name("parity.py")
+HERE = Path(__file__).parent
 
 
-def run(kernels: str, **environment: str) -> None:
+def run_on_triton(*files: str) -> None:
+    """Run test files with the Triton kernels, under the interpreter where there is no GPU."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    # Kernels of the CPU would only be in the way of those that take their place.
+    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1", "METAPRUNE_NO_EXTENSION": "1"}
+    _run("triton", *files, **interpreted)
+
+
+def run_on_cuda(*files: str) -> None:
+    """Run test files with the CUDA C++ kernels, under emulation where there is no GPU."""
+    if not torch.cuda.is_available():
+        if emulated.compiler() is None:
+            pytest.skip("no C++ compiler")
+        _run("cuda", *files, **emulated.watched())
+        return
+    for op in emulated.CUDA_OPS:
+        if reason := backends.why_not(op, "cuda"):
+            pytest.skip(reason)
+    _run("cuda", *files)
+
+
+def _run(kernels: str, *files: str, **environment: str) -> None:
     # What the sanitizers find ends the run: their report must not be held back.
-    command = [sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", str(PARITY)]
+    command = [sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        command,
-        cwd=PARITY.parents[3],
+        [*command, *(str(HERE / name) for name in files)],
+        cwd=HERE.parents[2],
         env=os.environ | {"GPU_KERNELS": kernels} | environment,
         capture_output=True,
         text=True,
@@ -31,23 +52,8 @@ def run(kernels: str, **environment: str) -> None:
 
 
 def test_every_triton_kernel_passes_the_tests_of_its_op() -> None:
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
-    if torch.cuda.is_available():
-        run("triton")
-        return
-    if version("triton") < "3.7":
-        pytest.skip("before 3.7, Triton's interpreter knows neither bfloat16 nor loops over a number it is given")
-    run("triton", TRITON_INTERPRET="1")
+    run_on_triton("parity.py", "training_parity.py")
 
 
 def test_every_cuda_kernel_passes_the_tests_of_its_op() -> None:
-    if torch.cuda.is_available():
-        for op in emulated.CUDA_OPS:
-            if reason := backends.why_not(op, "cuda"):
-                pytest.skip(reason)
-        run("cuda")
-        return
-    if emulated.compiler() is None:
-        pytest.skip("no C++ compiler")
-    run("cuda", **emulated.watched())
+    run_on_cuda("parity.py")
