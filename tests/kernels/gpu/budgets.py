@@ -1,9 +1,10 @@
 """What the Triton kernels may use, and must become, on every GPU they are compiled for. Nothing may spill.
 
 `BUDGETS` is `{case: {kernel: (registers a thread, bytes of shared memory a block)}}`: the most over `CAPABILITIES`
-as `python ahead_of_time.py CAPABILITY` measured it with Triton 3.7.1, rounded up to 16 registers and 1 KiB.
+as `python ahead_of_time.py CAPABILITY` measured it with Triton `MEASURED_WITH`, rounded up to 16 registers and 1 KiB.
 """
 
+MEASURED_WITH = "3.7.1"
 CAPABILITIES = (80, 90, 100)
 MATRIX_INSTRUCTION = {80: "mma", 90: "wgmma", 100: "tcgen05"}
 BUDGETS = {

@@ -11,15 +11,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
-from budgets import BUDGETS, CAPABILITIES, MATRIX_INSTRUCTION
+from budgets import BUDGETS, CAPABILITIES, MATRIX_INSTRUCTION, MEASURED_WITH
 
 ROOT = Path(__file__).parents[3]
 HERE = Path(__file__).parent
 PIPELINED = ("conv_kernel", "generated_conv_kernel", "conv_input_gradient_kernel", "conv_weight_gradient_kernel")
+
+
+as_measured = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is not None and version("triton") != MEASURED_WITH,
+    reason=f"registers are those that Triton {MEASURED_WITH} gives out",
+)
 
 
 def why_not() -> str:
@@ -54,11 +61,13 @@ def compiled() -> Iterator[dict[int, list[dict[str, Any]]]]:
         yield dict(zip(CAPABILITIES, pool.map(compile_for, CAPABILITIES), strict=True))
 
 
+@as_measured
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_no_kernel_spills(compiled: dict[int, list[dict[str, Any]]], capability: int) -> None:
     assert {f"{k['case']}: {k['kernel']}": k["stack"] for k in compiled[capability] if k["stack"]} == {}
 
 
+@as_measured
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_kernel_keeps_to_its_budget(compiled: dict[int, list[dict[str, Any]]], capability: int) -> None:
     used = [(k["case"], k["kernel"], k["registers"], k["shared"]) for k in compiled[capability]]
