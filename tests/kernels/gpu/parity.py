@@ -53,7 +53,7 @@ TRITON_OPS = (
     "ragged_normalise",
     "ragged_normalise_backward",
     "score_logits",
-    "update_generators",
+    "update_generators_",
 )
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -61,9 +61,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def launchers() -> dict[str, Callable[..., Any]]:
     """By op, the kernel under test."""
     if ragged.GPU_KERNELS == "triton":
-        return {
-            op: getattr(importlib.import_module(backends._module(op, "triton")), f"{op}_triton") for op in TRITON_OPS
-        }
+        modules = {op: importlib.import_module(backends._module(op, "triton")) for op in TRITON_OPS}
+        return {op: getattr(module, f"{op.rstrip('_')}_triton") for op, module in modules.items()}
     if DEVICE == "cpu":
         emulated.load()
     return {op: overload(CUDA_NAMESPACE, op) for op in emulated.CUDA_OPS}
@@ -88,13 +87,13 @@ triton.runtime.interpreter._patch_lang_tensor = patch_tensors_and_index
 def kernel(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """Every op is its kernel under test, on a GPU if there is one, but where the reference is asked for."""
     op = getattr(sys.modules[request.function.__module__], "OP", None)
-    if op is not None and op.rstrip("_") not in LAUNCHERS:
+    if op is not None and op not in LAUNCHERS:
         pytest.skip(f"{op} has no {ragged.GPU_KERNELS} kernel")
 
     def implementation(op: str, like: torch.Tensor) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
             there = ragged.moved(args, DEVICE)
-            result = ragged.moved(LAUNCHERS[op.rstrip("_")](*there), "cpu")
+            result = ragged.moved(LAUNCHERS[op](*there), "cpu")
             if op.endswith("_"):
                 for here, changed in zip(args[:4], there, strict=False):
                     here.copy_(changed)
