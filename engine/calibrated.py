@@ -27,7 +27,7 @@ SCORING_OPS = (
     "score_logits",
 )  # fmt: skip
 # Backends whose kernels take subnetworks of no channels (tests/kernels/gpu/idle.py).
-NONE_IS_LEGAL = ("triton",)
+NONE_IS_LEGAL = ("triton", "cuda")
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,7 @@ def test_gradients_of_several_tiles_and_parts_equal_the_reference_and_those_of_a
     assert all(torch.equal(ours[0], theirs[0]) for ours, theirs in zip(by_itself[1:], found[1:], strict=True))
 
 
+@needs_every_op
 def test_weights_are_generated_for_more_subnetworks_than_a_tile_takes() -> None:
     count, widths = 40, [1 + s % 5 for s in range(40)]
     case = {
