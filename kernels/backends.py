@@ -144,7 +144,7 @@ def _why_no_cuda() -> str:
 def _module(op: str, backend: str) -> str:
     """The op's module for a backend, or nothing if there is none."""
     # The trailing underscore of an op in place is not part of its stem; a gradient lies in the folder of its op.
-    stem = op.rstrip("_").removesuffix("_backward")
+    stem = op.removesuffix("_backward").rstrip("_")
     module = f"kernels.{stem}.{backend}" + ("_backward" if op.endswith("_backward") else "")
     return module if importlib.util.find_spec(module) else ""
 

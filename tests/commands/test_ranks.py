@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from launched import Printed, in_turn, ranks_of, torchrun
-from small_runs import run
+from small_runs import TINY_NET, run
 
 from engine.errors import UserError
 from engine.evolve import assist
@@ -49,7 +49,7 @@ SAME = {
     "more candidates than three ranks": Plan(3, ("--flops", "300M", *small(4, 1, 2))),
     "two candidates for three ranks": Plan(3, ("--flops", "300M", *small(2, 1, 1))),
     "one candidate for three ranks": Plan(3, ("--flops", "300M", *small(1, 1, 0))),
-    "a race": Plan(3, ("--flops", "300M", "--race", "0.5", *small(4, 1, 2, 3))),
+    "a race": Plan(3, ("--flops", "300M", "--race", "0.5", *small(6, 2, 4, 4))),
     "a Pareto search": Plan(2, ("--objectives", "accuracy,flops", *small(4, 1, 2))),
 }
 REFUSED = {
@@ -72,9 +72,11 @@ def evolve(ranks: int, *arguments: object) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="module")
-def pruningnet(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PruningNet to search in, shared by these tests."""
-    return Path(shutil.copytree(trained, tmp_path_factory.mktemp("ranks") / "run"))
+def pruningnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PruningNet to search in, shared by these tests: trained long enough for a race to tell structures apart."""
+    out = tmp_path_factory.mktemp("ranks") / "run"
+    assert run("metatrain", "--out", out, *TINY_NET, "--steps", "60") == 0
+    return out
 
 
 @pytest.fixture(scope="module")

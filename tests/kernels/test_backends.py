@@ -198,7 +198,7 @@ def test_the_gradients_of_ragged_ops_are_there_on_a_gpu_as_soon_as_the_ops_are()
     ops = [op for op in OPS if op.startswith("ragged_")]
     code = (
         f"ops = {ops}; [b.chosen(op, 'cuda') for op in ops];"
-        "print(*(b._has_kernel(f'{op}_backward', 'CUDA') for op in ops));"
+        "print(*(b._has_kernel(f'{op}_backward', 'triton', 'CUDA') for op in ops));"
         "print(*(b.chosen(f'{op}_backward', 'cuda') for op in ops))"
     )
     assert as_if_on_a_gpu(code) == [" ".join(["True"] * len(ops)), " ".join(["triton"] * len(ops))]
