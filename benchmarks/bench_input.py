@@ -64,7 +64,7 @@ def step_images_per_second() -> float:
     genome_1G = space.uniform_choice(space.choices // 2)
 
     def step() -> None:
-        F.cross_entropy(optimizer.logits(images, genome_1G), labels).backward()
+        F.cross_entropy(optimizer.logits(images, genome_1G).flatten(0, 1), labels).backward()
         optimizer.step(RECIPE.lr)
 
     return STEP_BATCH / median_seconds(step, repeats=3)
