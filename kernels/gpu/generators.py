@@ -70,14 +70,14 @@ def step_gradients(step, h, hidden, o_R, i_R, tap_R, taps, DEPTHWISE: tl.constex
 def decayed(weights, momentum, coefficients, at, mask):
     """Numbers of a basis or bias; with coefficients, what is to come makes of them, but for the factors of its steps.
 
-    Without momentum its coefficient is zero.
+    Without momentum its coefficient is zero. It may be of less precision than the numbers.
     """
     w = tl.load(weights + at, mask=mask, other=0)
     if coefficients is not None:
         # What is added is summed up first: it is far smaller than what it is added to.
         change = coefficients[0] * w
         if momentum is not None:
-            change += coefficients[1] * tl.load(momentum + at, mask=mask, other=0)
+            change += coefficients[1] * tl.load(momentum + at, mask=mask, other=0).to(w.dtype)
         w += change
     return w
 

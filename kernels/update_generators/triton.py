@@ -35,7 +35,7 @@ def _update_kernel(
         at_RH = row_R.to(tl.int64)[:, None] * hidden + h[None, :]
         exists_RH = exists_R[:, None] & (h < hidden)[None, :]
         w_RH = tl.load(basis + at_RH, mask=exists_RH, other=0)
-        m_RH = tl.load(basis_momentum + at_RH, mask=exists_RH, other=0)
+        m_RH = tl.load(basis_momentum + at_RH, mask=exists_RH, other=0).to(w_RH.dtype)
         w_R = tl.load(bias + row_R, mask=exists_R, other=0)
         m_R = tl.load(bias_momentum + row_R, mask=exists_R, other=0)
 
@@ -56,7 +56,7 @@ def _update_kernel(
             last = steps[len(steps) - 1]
             sums_SH = add_code_gradients(sums_SH, earlier_RH, last, o_R, i_R, tap_R, taps, DEPTHWISE, PANEL, COUNT)
         tl.store(basis + at_RH, w_RH + changed_RH, mask=exists_RH)
-        tl.store(basis_momentum + at_RH, new_RH, mask=exists_RH)
+        tl.store(basis_momentum + at_RH, new_RH.to(basis_momentum.dtype.element_ty), mask=exists_RH)
         tl.store(bias + row_R, w_R + changed_R, mask=exists_R)
         tl.store(bias_momentum + row_R, new_R, mask=exists_R)
     if before is not None:

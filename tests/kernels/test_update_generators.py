@@ -47,12 +47,8 @@ def test_a_step_is_as_exact_as_autograd_and_torch_sgd(generator: Generator, data
         assert_as_exact_as_torch(actual, theirs, expected)
 
 
-@pytest.mark.usefixtures("kernel")
-@one_kernel_for_all_examples
-@given(generators(), st.data())
-def test_a_momentum_in_bfloat16_is_rounded_when_it_is_written_and_nothing_else_is(
-    generator: Generator, data: Any
-) -> None:
+def with_and_without_half_momentum(generator: Generator, data: Any) -> tuple[Any, Any]:
+    """All that three ops make of the same numbers: with the basis's momentum in bfloat16, and in float32."""
     half = generator.to(torch.float32).with_half_momentum()
     single = half.to(torch.float32)
     pending = [half.random_factors(data.draw(crops(half))) for _ in range(data.draw(st.integers(0, 2)))]
@@ -70,6 +66,16 @@ def test_a_momentum_in_bfloat16_is_rounded_when_it_is_written_and_nothing_else_i
         )
         for each in (half, single)
     )
+    return found, expected
+
+
+@pytest.mark.usefixtures("kernel")
+@one_kernel_for_all_examples
+@given(generators(), st.data())
+def test_a_momentum_in_bfloat16_is_rounded_when_it_is_written_and_nothing_else_is(
+    generator: Generator, data: Any
+) -> None:
+    found, expected = with_and_without_half_momentum(generator, data)
     basis, bias, basis_momentum, bias_momentum = expected[-1]
     rounded = (*expected[:-1], (basis, bias, basis_momentum.bfloat16(), bias_momentum))
     torch.testing.assert_close(found, rounded, rtol=0, atol=0)

@@ -32,6 +32,7 @@ import triton.runtime.interpreter
 from convolutions import SEPARABLE, Case, Form, blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weight_generators import Generator, generators
 
 import kernels
 from kernels import backends, layout
@@ -179,6 +180,20 @@ def test_gradients_of_several_tiles_and_parts_equal_the_reference_and_those_of_a
     fronts = (kernels.unpack_activations(d_x[:1], widths[:1], image)[0] for d_x, *_ in (by_itself, found))
     assert torch.equal(*fronts)
     assert all(torch.equal(ours[0], theirs[0]) for ours, theirs in zip(by_itself[1:], found[1:], strict=True))
+
+
+@needs_every_op
+@settings(max_examples=10)
+@given(generators(), st.data())
+def test_a_momentum_in_bfloat16_changes_nothing_but_what_is_kept_of_it(generator: Generator, data: Any) -> None:
+    found, expected = test_update_generators.with_and_without_half_momentum(generator, data)
+    *results, (basis, bias, basis_momentum, bias_momentum) = found
+    *wanted, (wanted_basis, wanted_bias, wanted_momentum, wanted_bias_momentum) = expected
+    exact = [*results, basis, bias, bias_momentum], [*wanted, wanted_basis, wanted_bias, wanted_bias_momentum]
+    torch.testing.assert_close(*exact, rtol=0, atol=0)
+    # The interpreter cuts off what a GPU rounds.
+    assert basis_momentum.dtype == torch.bfloat16
+    torch.testing.assert_close(basis_momentum.float(), wanted_momentum, rtol=2.0**-7, atol=0)
 
 
 @needs_every_op
