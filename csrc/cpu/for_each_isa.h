@@ -1,6 +1,6 @@
 // Compiles one kernel body once per instruction set, each in a namespace of its own: define METAPRUNE_BODY as
 // the file with the body and include this one. The body sees kLanes, the floats in a register, and
-// vector.inc, and METAPRUNE_AVX512 and METAPRUNE_BF16 where it may use those instructions.
+// vector.inc, and METAPRUNE_AVX2, METAPRUNE_AVX512 and METAPRUNE_BF16 where it may use those instructions.
 //
 // A body must not call inline functions of the standard library: the linker keeps one copy of each, and that
 // could be the one compiled for a processor that is not there.
@@ -62,6 +62,7 @@ constexpr int kLanes = 4;
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #endif
+#define METAPRUNE_AVX2 1
 namespace metaprune::avx2 {
 constexpr int kLanes = 8;
 #include "vector.inc"
@@ -101,6 +102,7 @@ constexpr int kLanes = 16;
 }  // namespace metaprune::avx512_bf16
 #undef METAPRUNE_BF16
 #undef METAPRUNE_AVX512
+#undef METAPRUNE_AVX2
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

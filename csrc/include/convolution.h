@@ -45,6 +45,7 @@ struct Chain {
     const T* shortcut;                    // slots like those of y, added before the last clamp, or null
     const std::int32_t* shortcut_source;  // [S]
     T* y;                                 // S slots
+    bool streams;                         // y is written past the caches
     std::int64_t group;                   // images of one item of work
     double* sums;  // [S, groups, 2, max channels of y] of the bare last convolution, or null
 

@@ -19,6 +19,9 @@ namespace {
 
 using Image = std::vector<std::int64_t>;
 
+// Results of so many bytes are read from memory anyway.
+constexpr std::int64_t kCached = 24 << 20;
+
 // A chain whose pointers were checked, and what they need kept alive.
 template <typename T>
 struct Arguments {
@@ -92,6 +95,13 @@ struct Arguments {
         }
     }
 
+    std::int64_t result_bytes(std::int64_t pixels) const {
+        const std::int32_t* channels = chain.stage[chain.stages - 1].channels;
+        std::int64_t width = 0;
+        for (std::int64_t s = 0; s < chain.S; ++s) width += round_up(channels[s], 8);
+        return chain.N * pixels * width * static_cast<std::int64_t>(sizeof(T));
+    }
+
     std::tuple<Tensor, Tensor> run(const Tensor& x, const std::optional<Tensor>& shortcut,
                                    const std::optional<Tensor>& shortcut_source, bool statistics) {
         const std::int64_t width = chain.stage[chain.stages - 1].max_channels;
@@ -108,6 +118,7 @@ struct Arguments {
         }
         const Tensor y = new_buffer(x, {chain.S, slot});
         chain.y = mutable_data<T>(y);
+        chain.streams = result_bytes(height * across) > kCached;
         chain.group = images_per_group(chain);
         const std::int64_t groups = chain.groups();
         Tensor partial;
