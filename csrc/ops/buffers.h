@@ -8,9 +8,9 @@
 
 namespace metaprune {
 
-// An uninitialised tensor on the CPU. Large ones lie in blocks that go back to a pool when the tensor dies.
-// The pool and the tensors alive together never hold more than twice what the tensors alive held at their
-// peak.
+// An uninitialised tensor on the CPU. Large ones lie in segments that a pool cuts up and joins again when the
+// tensors die. What it holds beyond twice the peak of the tensors alive goes back to the system, unless a
+// tensor lies in the same segment.
 Tensor new_buffer(const Tensor& like, std::initializer_list<std::int64_t> shape);
 
 }  // namespace metaprune
