@@ -5,7 +5,7 @@ import torch
 from convolutions import SEPARABLE, Case, Form, blocks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ragged import int32, random_activations
+from ragged import DTYPES, int32, random_activations
 from test_fused_block import assert_block_is_exact
 from torch import Tensor
 
@@ -27,12 +27,12 @@ FORMS: list[Form] = [
 
 @pytest.mark.usefixtures("kernel")
 @few_examples
-@given(blocks(st.sampled_from(FORMS), maxima=[3, 70, 90], image=(2, 131, 94)))
-def test_a_block_of_large_images_equals_its_dense_convolutions(cases: list[Case]) -> None:
-    assert_block_is_exact(cases, torch.float32, wide=True)
+@given(blocks(st.sampled_from(FORMS), maxima=[3, 70, 90, 40], image=(2, 131, 94)), st.sampled_from(DTYPES))
+def test_a_block_of_large_images_equals_its_dense_convolutions(cases: list[Case], dtype: torch.dtype) -> None:
+    assert_block_is_exact(cases, dtype, wide=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_results_larger_than_the_caches_have_the_bits_of_each_image_alone(kernel: str, dtype: torch.dtype) -> None:
     if kernel == "reference":
         pytest.skip("PyTorch's convolutions make no such promise")
