@@ -122,6 +122,16 @@ def write_weights(slot: Tensor, dense: Tensor, depthwise: bool = False) -> None:
     front.copy_(padded.unflatten(1, front.shape[2:4]).unflatten(0, front.shape[:2]))
 
 
+def new_buffer(like: Tensor, *shape: int) -> Tensor:
+    """An uninitialised tensor with the dtype and device of `like`.
+
+    On the CPU the extension, if it is loaded, gives large ones memory that was used before: fresh memory costs a page
+    fault for every 4 KB.
+    """
+    pooled = getattr(torch.ops.metaprune, "new_buffer", None) if like.device.type == "cpu" else None
+    return like.new_empty(shape) if pooled is None else pooled(like, shape)
+
+
 def gather_activations(images: Iterable[Tensor], count: int, image: Image, max_channels: int, like: Tensor) -> Tensor:
     """Write `count` dense images `[N, C_s, H, W]`, taken one at a time, into a new buffer `[S, slot]`.
 
@@ -137,7 +147,7 @@ def gather_activations(images: Iterable[Tensor], count: int, image: Image, max_c
             for dense in (first, *images)
         ]
         return torch.stack([functional.pad(f, (0, slot - f.numel())) for f in fronts]).to(like.dtype)
-    buffer = like.new_empty(count, slot)
+    buffer = new_buffer(like, count, slot)
     for s, dense in enumerate(chain([first], images)):
         view_activations(buffer[s], image, dense.shape[1]).copy_(dense)
     return buffer

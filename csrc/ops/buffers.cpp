@@ -157,7 +157,7 @@ Pool& pool() {
 
 }  // namespace
 
-Tensor new_buffer(const Tensor& like, std::initializer_list<std::int64_t> shape) {
+Tensor new_buffer(const Tensor& like, const std::vector<std::int64_t>& shape) {
     std::size_t bytes = like.element_size();
     for (const std::int64_t size : shape) bytes *= static_cast<std::size_t>(size);
 #if defined(METAPRUNE_SANITIZE)
@@ -169,7 +169,7 @@ Tensor new_buffer(const Tensor& like, std::initializer_list<std::int64_t> shape)
     if (bytes < kSmallest) return torch::stable::new_empty(like, shape);
     std::vector<std::int64_t> strides(shape.size(), 1);
     for (std::size_t axis = shape.size() - 1; axis > 0; --axis) {
-        strides[axis - 1] = strides[axis] * shape.begin()[axis];
+        strides[axis - 1] = strides[axis] * shape[axis];
     }
     const Block block = pool().take(bytes);
     return torch::stable::from_blob(block.memory(), shape, strides,
@@ -178,3 +178,7 @@ Tensor new_buffer(const Tensor& like, std::initializer_list<std::int64_t> shape)
 }
 
 }  // namespace metaprune
+
+STABLE_TORCH_LIBRARY_FRAGMENT(metaprune, m) { m.def("new_buffer(Tensor like, int[] shape) -> Tensor"); }
+
+STABLE_TORCH_LIBRARY_IMPL(metaprune, CPU, m) { m.impl("new_buffer", TORCH_BOX(&metaprune::new_buffer)); }

@@ -2,7 +2,8 @@
 
 #pragma once
 
-#include <initializer_list>
+#include <cstdint>
+#include <vector>
 
 #include "arguments.h"
 
@@ -11,6 +12,6 @@ namespace metaprune {
 // An uninitialised tensor on the CPU. Large ones lie in segments that a pool cuts up and joins again when the
 // tensors die. What it holds beyond twice the peak of the tensors alive goes back to the system, unless a
 // tensor lies in the same segment.
-Tensor new_buffer(const Tensor& like, std::initializer_list<std::int64_t> shape);
+Tensor new_buffer(const Tensor& like, const std::vector<std::int64_t>& shape);
 
 }  // namespace metaprune

@@ -34,6 +34,10 @@ def resident_bytes() -> int:
     return int(STATM.read_text().split()[1]) * resource.getpagesize()
 
 
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def test_results_of_all_sizes_share_their_memory() -> None:
     largest = torch.ones(1, (64 << 20) // 4)
     one, channels = torch.ones(1, 8), int32([8])
@@ -49,12 +53,25 @@ def test_results_of_all_sizes_share_their_memory() -> None:
     with backends.use("cpu"):
         before = resident_bytes()
         for _ in range(ROUNDS):
-            faults_before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            faults_before = page_faults()
             for sizes in ALIVE:
                 results = [result(size) for size in sizes]
                 assert all(float(y[0, -1]) == 2 for y in results)
                 del results
             grown.append(resident_bytes() - before)
-            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults_before)
+            faults.append(page_faults() - faults_before)
     assert max(faults[1:]) < 100, faults
     assert max(grown) < 1.5 * (64 << 20), grown
+
+
+def test_images_are_packed_into_memory_that_is_used_again() -> None:
+    images = torch.randn(4, 3, 512, 512)
+    faults = []
+    for _ in range(3):
+        before = page_faults()
+        packed = kernels.pack_activations([images], 3)
+        assert torch.equal(kernels.unpack_activations(packed, [3], (4, 512, 512))[0], images)
+        del packed
+        faults.append(page_faults() - before)
+    # Comparing takes memory as well, less than packing.
+    assert faults[-1] < images.nbytes * 8 / 3 / resource.getpagesize() / 2, faults
