@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
+#include <type_traits>
 
 #include "workspace.h"
 
@@ -22,6 +23,12 @@ struct Kept {
 // A tile is a panel's rows for one tap and this many input channels.
 constexpr std::int64_t kPair = 2;
 
+// Bytes that memory is fetched in.
+constexpr std::int64_t kLine = 64;
+
+// Dense weights of more bytes than this would leave the caches before anybody reads them.
+constexpr std::int64_t kStreamed = 1 << 20;
+
 // The pairs of input channels in a run, the unit in which tiles are dealt out to the blocks.
 template <typename T>
 std::int64_t run_pairs(const GenerateWeights<T>& a) {
@@ -35,9 +42,14 @@ std::int64_t run_pairs(const GenerateWeights<T>& a) {
 // Working memory of one thread.
 struct Scratch {
     std::int64_t pairs;         // in a run
-    float* tile;                // [kPair, kPanel, padded_hidden(H)], or with the last two axes exchanged
+    bool tiles;                 // whether there are matrix tiles
+    bool streamed;              // whether weights are stored past the caches
+    float* tile;                // [kPair, kPanel, padded_hidden(H)], or with the last two axes exchanged,
+                                // or [kPair, words of a row, kPanel] for matrix tiles
     float* bias;                // [a run's channels and taps, rounded up to 32, kPanel]
     float* gradients;           // [S, kPair, kPanel]
+    float* sums;                // [kPair, 16, kPanel], of matrix tiles
+    BFloat16* codes;            // [S rounded up to 16, padded_hidden(H)], likewise
     Kept* kept;                 // [S]
     const std::int32_t* order;  // [S], the subnetworks with more input channels first
 };
@@ -52,19 +64,23 @@ namespace metaprune {
 namespace {
 
 template <typename T>
-Scratch make_scratch(const GenerateWeights<T>& a) {
+Scratch make_scratch(const GenerateWeights<T>& a, bool tiles) {
     Scratch scratch{};
     scratch.pairs = run_pairs(a);
+    scratch.tiles = tiles;
     const std::int64_t tile = kPair * kPanel * padded_hidden(a.H),
                        bias = round_up(scratch.pairs * kPair * a.K, 32) * kPanel,
-                       gradients = a.S * kPair * kPanel;
-    const auto floats = static_cast<std::size_t>(tile + bias + gradients);
+                       gradients = a.S * kPair * kPanel, sums = kPair * 16 * kPanel,
+                       codes = round_up(a.S, 16) * padded_hidden(a.H) / 2;
+    const auto floats = static_cast<std::size_t>(tile + bias + gradients + sums + codes);
     const auto S = static_cast<std::size_t>(a.S);
     std::byte* memory = workspace(floats * sizeof(float) + S * (sizeof(Kept) + sizeof(std::int32_t)));
     scratch.tile = reinterpret_cast<float*>(memory);
     scratch.bias = scratch.tile + tile;
     scratch.gradients = scratch.bias + bias;
-    scratch.kept = reinterpret_cast<Kept*>(scratch.gradients + gradients);
+    scratch.sums = scratch.gradients + gradients;
+    scratch.codes = reinterpret_cast<BFloat16*>(scratch.sums + sums);
+    scratch.kept = reinterpret_cast<Kept*>(scratch.sums + sums + codes);
     auto* order = reinterpret_cast<std::int32_t*>(scratch.kept + a.S);
     std::iota(order, order + a.S, 0);
     if (!a.depthwise) {
@@ -82,14 +98,15 @@ Scratch make_scratch(const GenerateWeights<T>& a) {
 template <typename T>
 void generate_weights(Isa isa, const GenerateWeights<T>& args, T* weight, std::int64_t begin,
                       std::int64_t end) {
-    METAPRUNE_CALL(isa, generate_weights(args, weight, make_scratch(args), begin, end));
+    METAPRUNE_CALL(isa, generate_weights(args, weight, make_scratch(args, isa == Isa::amx), begin, end));
 }
 
 template <typename T>
 void generate_weights_backward(Isa isa, const GenerateWeights<T>& args,
                                const GenerateWeightsGradients<T>& gradients, std::int64_t begin,
                                std::int64_t end) {
-    METAPRUNE_CALL(isa, generate_weights_backward(args, gradients, make_scratch(args), begin, end));
+    METAPRUNE_CALL(
+        isa, generate_weights_backward(args, gradients, make_scratch(args, isa == Isa::amx), begin, end));
 }
 
 #define INSTANTIATE(T)                                                                              \

@@ -90,6 +90,25 @@ def test_pad_channels_are_zero(case: dict[str, Any], dtype: torch.dtype) -> None
         assert front.double().abs().sum() == weight.double().abs().sum()
 
 
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_too_many_for_the_caches_equal_the_dense_products(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    case = {
+        "basis_OIKH": torch.randn(100, 77, 9, 32).double(),
+        "bias_OIK": torch.randn(100, 77, 9).double(),
+        "codes_SH": torch.randn(19, 32).double(),
+        "cin_S": int32([*range(1, 78, 5), 77, 76, 3]),
+        "cout_S": int32([*range(100, 4, -6), 100, 100, 17]),
+        "depthwise": False,
+    }
+    rounded = cast(case, dtype)
+    packed = kernels.generate_weights(**rounded)
+    assert packed.nbytes > 2 << 20
+    for s, actual in enumerate(unpack(rounded, packed)):
+        assert_as_exact_as_torch(actual, dense(rounded, s), dense(cast(rounded, torch.float64), s))
+
+
 def gradients(case: dict[str, Any], grad: Tensor) -> tuple[Tensor, ...]:
     leaves = [case[name].detach().requires_grad_() for name in ("basis_OIKH", "bias_OIK", "codes_SH")]
     packed = kernels.generate_weights(*leaves, *list(case.values())[3:5], **dict(list(case.items())[5:]))
