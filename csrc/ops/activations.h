@@ -52,7 +52,7 @@ inline std::int64_t expect_buffer(const char* name, const Tensor& tensor, Scalar
 inline Tensor expect_floats(const char* name, const Tensor& tensor, ScalarType dtype,
                             std::initializer_list<std::int64_t> shape) {
     expect(name, tensor, tensor.scalar_type() == ScalarType::Float ? ScalarType::Float : dtype, shape);
-    return torch::stable::to(tensor, ScalarType::Float);
+    return in_dtype(tensor, ScalarType::Float);
 }
 
 inline Clamp expect_activation(const std::string& activation) {

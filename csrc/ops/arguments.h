@@ -64,6 +64,12 @@ T* mutable_data(const Tensor& tensor) {
     return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
+// The tensor in another dtype, or itself: a call of PyTorch's costs microseconds even where there is nothing
+// to do.
+inline Tensor in_dtype(const Tensor& tensor, ScalarType dtype) {
+    return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+}
+
 // Calls function(T{}) with the storage type of `tensor`.
 template <typename Function>
 auto with_storage_type(const char* op, const Tensor& tensor, const Function& function) {

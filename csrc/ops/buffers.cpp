@@ -155,26 +155,34 @@ Pool& pool() {
     return instance;
 }
 
-}  // namespace
-
-Tensor new_buffer(const Tensor& like, const std::vector<std::int64_t>& shape) {
-    std::size_t bytes = like.element_size();
+Tensor new_buffer(const Tensor& like, const std::vector<std::int64_t>& shape, ScalarType dtype,
+                  std::size_t bytes) {
     for (const std::int64_t size : shape) bytes *= static_cast<std::size_t>(size);
 #if defined(METAPRUNE_SANITIZE)
     // Nothing guards the ends of a block. What nobody writes stays NaN.
-    const Tensor guarded = torch::stable::new_empty(like, shape);
+    const Tensor guarded = torch::stable::new_empty(like, shape, dtype);
     std::memset(guarded.mutable_data_ptr(), 0xff, bytes);
     return guarded;
 #endif
-    if (bytes < kSmallest) return torch::stable::new_empty(like, shape);
+    if (bytes < kSmallest) return torch::stable::new_empty(like, shape, dtype);
     std::vector<std::int64_t> strides(shape.size(), 1);
     for (std::size_t axis = shape.size() - 1; axis > 0; --axis) {
         strides[axis - 1] = strides[axis] * shape[axis];
     }
     const Block block = pool().take(bytes);
     return torch::stable::from_blob(block.memory(), shape, strides,
-                                    torch::stable::Device(torch::headeronly::DeviceType::CPU),
-                                    like.scalar_type(), [block](void*) { pool().give_back(block); });
+                                    torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype,
+                                    [block](void*) { pool().give_back(block); });
+}
+
+}  // namespace
+
+Tensor new_buffer(const Tensor& like, const std::vector<std::int64_t>& shape) {
+    return new_buffer(like, shape, like.scalar_type(), like.element_size());
+}
+
+Tensor new_floats(const Tensor& like, const std::vector<std::int64_t>& shape) {
+    return new_buffer(like, shape, ScalarType::Float, sizeof(float));
 }
 
 }  // namespace metaprune

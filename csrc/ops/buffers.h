@@ -14,4 +14,7 @@ namespace metaprune {
 // tensor lies in the same segment.
 Tensor new_buffer(const Tensor& like, const std::vector<std::int64_t>& shape);
 
+// One of floats.
+Tensor new_floats(const Tensor& like, const std::vector<std::int64_t>& shape);
+
 }  // namespace metaprune

@@ -18,6 +18,7 @@ namespace metaprune {
 namespace {
 
 using Image = std::vector<std::int64_t>;
+using Numbers = std::vector<double>;
 
 template <typename T>
 std::vector<GradientItem> items_of(const ConvolutionGradient<T>& args, const Readers& readers) {
@@ -63,19 +64,18 @@ void clear_behind(const Tensor& tensor, std::int64_t slot, std::int64_t front) {
 template <typename T>
 Tensor add_sums(const ConvolutionGradient<T>& args, const Tensor& like, std::int64_t row,
                 const Readers& readers) {
-    const Tensor total = torch::stable::new_zeros(like, {args.slots, args.max_cin}, ScalarType::Float);
+    const Tensor total = torch::stable::new_empty(like, {args.slots, args.max_cin}, ScalarType::Float);
     const std::int64_t groups = args.groups(args.cut.input_group);
     for (std::int64_t slot = 0; slot < args.slots; ++slot) {
-        if (readers.any(slot) < 0) continue;
         float* to = mutable_data<float>(total) + slot * args.max_cin;
         for (std::int64_t c = 0; c < args.max_cin; ++c) {
             double sum = 0.0;
-            for (std::int64_t g = 0; g < groups; ++g)
+            for (std::int64_t g = 0; g < groups && readers.any(slot) >= 0; ++g)
                 sum += args.sums[((slot * groups + g) * 2 + row) * args.max_cin + c];
             to[c] = static_cast<float>(sum);
         }
     }
-    return torch::stable::to(total, like.scalar_type());
+    return in_dtype(total, like.scalar_type());
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
@@ -141,13 +141,13 @@ Gradients ragged_conv_backward_cpu(const std::optional<Tensor>& grad_y,
         args.cut = cut_gradient(args);
         const Isa isa = chosen_isa();
 
-        const Tensor none = torch::stable::new_empty(x, {0});
-        const Tensor floats = torch::stable::new_empty(x, {0}, ScalarType::Float);
-        Tensor grad_x = none, turned = none, sums = none;
+        const auto nothing = [&] { return torch::stable::new_empty(x, {0}); };
+        Tensor grad_x, turned;
+        Numbers sums;
         if (needs_x) {
             grad_x = new_buffer(x, {args.slots, x.size(1)});
             args.grad_x = mutable_data<T>(grad_x);
-            turned = new_buffer(floats, {weight_slots, args.turned_slot()});
+            turned = new_floats(x, {weight_slots, args.turned_slot()});
             args.turned = turned.mutable_data_ptr();
             const std::int64_t panels = round_up(max_cin, kPanel) / kPanel;
             for_each_item(weight_slots * panels, [&](std::int64_t begin, std::int64_t end) {
@@ -160,9 +160,8 @@ Gradients ragged_conv_backward_cpu(const std::optional<Tensor>& grad_y,
             clear_unread(args.grad_x, x.size(1), readers);
         }
         if (needs_x && input_scale) {
-            const std::int64_t groups = args.groups(args.cut.input_group);
-            sums = torch::stable::new_empty(x, {args.slots, groups, 2, max_cin}, ScalarType::Double);
-            args.sums = mutable_data<double>(sums);
+            sums.resize(args.slots * args.groups(args.cut.input_group) * 2 * max_cin);
+            args.sums = sums.data();
         }
         std::vector<std::int64_t> part_of(static_cast<std::size_t>(args.S));
         std::int64_t floats_of_parts = 0;
@@ -170,7 +169,7 @@ Gradients ragged_conv_backward_cpu(const std::optional<Tensor>& grad_y,
             part_of[static_cast<std::size_t>(s)] = floats_of_parts;
             floats_of_parts += args.part(s) * args.groups(args.cut.weight_group);
         }
-        const Tensor parts = new_buffer(floats, {floats_of_parts});
+        const Tensor parts = new_floats(x, {floats_of_parts});
         args.parts = mutable_data<float>(parts);
         args.part_of = part_of.data();
         const std::vector<GradientItem> items = items_of(args, readers);
@@ -192,7 +191,8 @@ Gradients ragged_conv_backward_cpu(const std::optional<Tensor>& grad_y,
             const std::int64_t s = weight_readers.any(slot);
             clear_behind<T>(grad_weight, slot, s < 0 ? 0 : front(args, s));
         }
-        if (args.sums == nullptr) return {grad_x, grad_weight, none, none};
+        if (!needs_x) return {nothing(), grad_weight, nothing(), nothing()};
+        if (!input_scale) return {grad_x, grad_weight, nothing(), nothing()};
         return {grad_x, grad_weight, add_sums(args, *input_scale, 1, readers),
                 add_sums(args, *input_shift, 0, readers)};
     });

@@ -17,15 +17,16 @@
 namespace metaprune {
 namespace {
 
+using Numbers = std::vector<double>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // The gradient of the weights, packed like them: the sums of the items of all subnetworks, in their order.
 template <typename T>
 Tensor weight_gradient(const RaggedDepthwiseBackward<T>& args, const Tensor& weight) {
     const Tensor grad =
-        torch::stable::new_zeros(weight, {weight.size(0), args.weight_slot}, ScalarType::Float);
+        torch::stable::new_empty(weight, {weight.size(0), args.weight_slot}, ScalarType::Float);
     const std::int64_t taps = args.kernel * args.kernel, padded = args.padded();
-    std::vector<double> totals(static_cast<std::size_t>(weight.size(0) * args.weight_slot), 0.0);
+    Numbers totals(static_cast<std::size_t>(weight.size(0) * args.weight_slot));
     const double* sums = args.weight_sums;
     for (std::int64_t s = 0; s < args.S; ++s) {
         double* slot = totals.data() + args.weight_source[s] * args.weight_slot;
@@ -36,7 +37,7 @@ Tensor weight_gradient(const RaggedDepthwiseBackward<T>& args, const Tensor& wei
     }
     auto* to = mutable_data<float>(grad);
     for (const double total : totals) *to++ = static_cast<float>(total);
-    return torch::stable::to(grad, weight.scalar_type());
+    return in_dtype(grad, weight.scalar_type());
 }
 
 // The gradient of shift (part 0) or scale (part 1) of the input, [slots, max_channels].
@@ -55,7 +56,7 @@ Tensor input_gradient(const RaggedDepthwiseBackward<T>& args, const Readers& rea
             to[l * args.max_channels + c] = static_cast<float>(total);
         }
     }
-    return torch::stable::to(grad, like.scalar_type());
+    return in_dtype(grad, like.scalar_type());
 }
 
 Gradients ragged_depthwise_backward_cpu(
@@ -102,7 +103,8 @@ Gradients ragged_depthwise_backward_cpu(
         }
         STD_TORCH_CHECK(input_scale.has_value() == input_shift.has_value(),
                         "input_scale and input_shift must be given together or not at all");
-        Tensor scales, shifts, input_sums;
+        Tensor scales, shifts;
+        Numbers input_sums;
         args.input_clamp = expect_activation(input_activation);
         if (input_scale) {
             scales = expect_floats("input_scale", *input_scale, dtype, {args.slots, max_channels});
@@ -112,15 +114,13 @@ Gradients ragged_depthwise_backward_cpu(
         }
         const bool needs_prologue = needs_x && input_scale;
         if (needs_prologue) {
-            input_sums = torch::stable::new_zeros(x, {args.slots, args.groups(), 2, args.padded()},
-                                                  ScalarType::Double);
-            args.input_sums = mutable_data<double>(input_sums);
+            input_sums.resize(args.slots * args.groups() * 2 * args.padded());
+            args.input_sums = input_sums.data();
         }
-        const Tensor weight_sums = torch::stable::new_zeros(
-            x, {args.S, args.groups(), kernel * kernel, args.padded()}, ScalarType::Double);
-        args.weight_sums = mutable_data<double>(weight_sums);
-        const Tensor nothing = torch::stable::new_empty(x, {0});
-        const Tensor grad_x = needs_x ? new_buffer(x, {args.slots, slot}) : nothing;
+        Numbers weight_sums(args.S * args.groups() * kernel * kernel * args.padded());
+        args.weight_sums = weight_sums.data();
+        const auto nothing = [&] { return torch::stable::new_empty(x, {0}); };
+        const Tensor grad_x = needs_x ? new_buffer(x, {args.slots, slot}) : nothing();
         if (needs_x) {
             args.grad_x = mutable_data<T>(grad_x);
             clear_unread(args.grad_x, slot, readers);
@@ -130,7 +130,7 @@ Gradients ragged_depthwise_backward_cpu(
             ragged_depthwise_backward(isa, args, begin, end);
         });
         const Tensor grad_weight = weight_gradient(args, weight);
-        if (!needs_prologue) return {grad_x, grad_weight, nothing, torch::stable::new_empty(x, {0})};
+        if (!needs_prologue) return {grad_x, grad_weight, nothing(), nothing()};
         return {grad_x, grad_weight, input_gradient(args, readers, 1, *input_scale),
                 input_gradient(args, readers, 0, *input_shift)};
     });

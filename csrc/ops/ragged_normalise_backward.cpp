@@ -36,7 +36,7 @@ Tensor channel_gradient(const RaggedNormaliseBackward<T>& args, const double* su
             to[c] = static_cast<float>(total);
         }
     }
-    return torch::stable::to(grad, like.scalar_type());
+    return in_dtype(grad, like.scalar_type());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> ragged_normalise_backward_cpu(
@@ -71,13 +71,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ragged_normalise_backward_cpu(
         const Tensor grad_x = new_buffer(x, {slots, slot});
         to.grad_x = mutable_data<T>(grad_x);
         clear_unread(to.grad_x, slot, readers);
-        const Tensor sums =
-            torch::stable::new_zeros(x, {S, args.chunks(), 2, args.padded()}, ScalarType::Double);
-        to.sums = mutable_data<double>(sums);
+        std::vector<double> sums(static_cast<std::size_t>(S * args.chunks() * 2 * args.padded()));
+        to.sums = sums.data();
 
         STD_TORCH_CHECK(shortcut.has_value() == shortcut_source.has_value(),
                         "shortcut and shortcut_source must be given together or not at all");
-        Tensor grad_shortcut = torch::stable::new_empty(x, {0});
+        Tensor grad_shortcut;
         Readers shortcut_readers;
         std::vector<std::int32_t> alone;
         if (shortcut) {
@@ -101,6 +100,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ragged_normalise_backward_cpu(
             for_each_item(shared.slots * args.chunks(), [&](std::int64_t begin, std::int64_t end) {
                 ragged_shortcut_backward(isa, args, shared, to.grad_shortcut, begin, end);
             });
+        } else {
+            grad_shortcut = torch::stable::new_empty(x, {0});
         }
         return std::tuple(grad_x, channel_gradient(args, to.sums, 1, scale),
                           channel_gradient(args, to.sums, 0, shift), grad_shortcut);
