@@ -93,7 +93,7 @@ class _Pass:
                 x.buffer, weight, cin_S, cout_S, source_S, max_cin=cin, max_cout=cout, **shared
             )
         image = layout.output_image(x.image, conv.kernel, conv.stride)
-        scale_SC, shift_SC = _BatchNorm.apply(sums, image[0] * image[1] * image[2])
+        scale_SC, shift_SC = kernels.scale_and_shift(sums, image[0] * image[1] * image[2], NORM_EPSILON)
         if conv.name not in self.stored:
             return Activations(y, image, scale_SC, shift_SC, conv.activation)
         shortcut = None if conv.shortcut is None else self.tensors[conv.shortcut].buffer
@@ -105,24 +105,3 @@ class _Pass:
             y = kernels.ragged_max_pool(y, cout_S, self.own_S, image=image, max_channels=cout)
             image = layout.output_image(image, 3, 2)
         return Activations(y, image)
-
-
-class _BatchNorm(torch.autograd.Function):
-    """Scale and shift ``[S, C]`` that normalise channels of these sums and sums of squares ``[S, 2, C]``."""
-
-    @staticmethod
-    def forward(ctx: Any, sums: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        mean, square = (sums / count).unbind(1)
-        scale = (square - mean * mean).clamp_(min=0).add_(NORM_EPSILON).rsqrt_()
-        ctx.save_for_backward(mean, scale)
-        ctx.count = count
-        return scale.float(), (mean * scale).neg_().float()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        mean, scale = ctx.saved_tensors
-        d_scale, d_shift = (grad.double() for grad in grads)
-        # shift = -mean · scale, scale = (square - mean² + ε)^-½
-        d_square = (d_scale - mean * d_shift) * scale**3 * -0.5
-        d_mean = -scale * d_shift - 2 * mean * d_square
-        return torch.stack([d_mean, d_square], dim=1).div_(ctx.count), None

@@ -24,6 +24,7 @@ from kernels.functions import (
     ragged_depthwise,
     ragged_max_pool,
     ragged_normalise,
+    scale_and_shift,
     score_logits,
 )
 from kernels.layout import (
@@ -59,6 +60,7 @@ __all__ = [
     "ragged_max_pool",
     "ragged_normalise",
     "round_up",
+    "scale_and_shift",
     "score_logits",
     "unpack_activations",
     "unpack_weights",

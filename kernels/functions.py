@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels import backends, checks
 from kernels.layout import Image
+from kernels.ops import NAMESPACE, overload
 
 
 @dataclass(frozen=True)
@@ -310,6 +311,23 @@ def ragged_normalise(
         shortcut,
         shortcut_source_S,
     )
+
+
+def scale_and_shift(sums_S2C: Tensor, count: int, epsilon: float) -> tuple[Tensor, Tensor]:
+    """What normalises channels of which these are the sums and the sums of squares over `count` pixels.
+
+        scale = (var + epsilon)^-½        shift = -mean · scale
+
+    `sums_S2C` is float64, as convolutions return it. On a CPU this is C++, if that is there, and elsewhere PyTorch:
+    there are no backends to choose from, and the bits are the same.
+
+    Returns scale and shift `[S, C]`, float32. Differentiable in the sums.
+    """
+    checks.scale_and_shift(sums_S2C, count, epsilon)
+    return _scale_and_shift(sums_S2C, count, epsilon)
+
+
+_scale_and_shift = overload(NAMESPACE, "scale_and_shift")
 
 
 def ragged_max_pool(

@@ -28,6 +28,7 @@ from kernels.ragged_conv.reference import ragged_conv_backward_reference, ragged
 from kernels.ragged_depthwise.reference import ragged_depthwise_backward_reference, ragged_depthwise_reference
 from kernels.ragged_max_pool.reference import ragged_max_pool_backward_reference, ragged_max_pool_reference
 from kernels.ragged_normalise.reference import ragged_normalise_backward_reference, ragged_normalise_reference
+from kernels.scale_and_shift.reference import scale_and_shift_backward_reference, scale_and_shift_reference
 from kernels.score_logits.reference import score_logits_reference
 from kernels.update_generators.reference import update_generators_reference
 
@@ -349,6 +350,31 @@ _declare(
     fused_block_reference,
     _fused_block_fake,
 )
+
+_declare(
+    "scale_and_shift",
+    "Tensor sums, SymInt count, float epsilon",
+    "(Tensor, Tensor)",
+    scale_and_shift_reference,
+    lambda sums, *_: tuple(sums.new_empty(sums.shape[0], sums.shape[2], dtype=torch.float32) for _ in range(2)),
+)
+_declare(
+    "scale_and_shift_backward",
+    "Tensor grad_scale, Tensor grad_shift, Tensor sums, SymInt count, float epsilon",
+    "Tensor",
+    scale_and_shift_backward_reference,
+    lambda grad_scale, grad_shift, sums, *_: torch.empty_like(sums),
+)
+
+
+def _scale_and_shift_gradient(namespace: str, inputs: tuple[Any, ...], grads: tuple[Any, ...]) -> list[Any]:
+    # One of the two may have no reader.
+    used = next(grad for grad in grads if grad is not None)
+    given = (torch.zeros_like(used) if grad is None else grad.contiguous() for grad in grads)
+    return [overload(namespace, "scale_and_shift_backward")(*given, *inputs), None, None]
+
+
+_differentiate("scale_and_shift", _scale_and_shift_gradient)
 
 _declare(
     "ragged_normalise",

@@ -23,6 +23,8 @@ from kernels.checks.networks import (
     ragged_max_pool_backward,
     ragged_normalise,
     ragged_normalise_backward,
+    scale_and_shift,
+    scale_and_shift_backward,
     score_logits,
 )
 
@@ -41,6 +43,8 @@ __all__ = [
     "ragged_max_pool_backward",
     "ragged_normalise",
     "ragged_normalise_backward",
+    "scale_and_shift",
+    "scale_and_shift_backward",
     "score_logits",
     "update_generators_",
 ]

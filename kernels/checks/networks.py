@@ -247,6 +247,21 @@ def ragged_normalise_backward(
         expect(name, tensor, (channels.shape[0], x.shape[1]), (x.dtype,), x, "= [S, slot] ")
 
 
+def scale_and_shift(sums: Tensor, count: int, epsilon: float) -> None:
+    check(
+        sums.dim() == 3 and sums.shape[1] == 2,
+        lambda: f"sums must be [S, 2, max channels], got {list(sums.shape)}",
+    )
+    expect("sums", sums, sums.shape, (torch.float64,), sums, "= [S, 2, max channels] ")
+    check(count >= 1 and epsilon > 0, lambda: f"count and epsilon must be positive, got {count} and {epsilon}")
+
+
+def scale_and_shift_backward(grad_scale: Tensor, grad_shift: Tensor, sums: Tensor, count: int, epsilon: float) -> None:
+    scale_and_shift(sums, count, epsilon)
+    for name, grad in (("grad_scale", grad_scale), ("grad_shift", grad_shift)):
+        expect(name, grad, (sums.shape[0], sums.shape[2]), (torch.float32,), sums, "= [S, max channels] ")
+
+
 def ragged_max_pool(
     x: Tensor, channels: Tensor, source: Tensor, image: Image, kernel: int, stride: int, max_channels: int
 ) -> None:
