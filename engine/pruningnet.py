@@ -42,15 +42,8 @@ class WeightGenerator(nn.Module):
         self.bias = nn.Parameter(torch.empty(shape, device=device))
 
     def codes(self, ratios_SC: Tensor) -> Tensor:
-        """Codes ``[S, H]`` of the context ratios ``[S, contexts]``.
-
-        Written out as elementwise operations: a matrix product rounds differently for different S, and a
-        subnetwork's weights may not depend on how many others are generated with it.
-        """
-        code_SH = self.fc1.bias.expand(len(ratios_SC), -1)
-        for ratio_S, weight_H in zip(ratios_SC.T, self.fc1.weight.T, strict=True):
-            code_SH = code_SH + ratio_S[:, None] * weight_H
-        return F.relu(code_SH)
+        """Codes ``[S, H]`` of the context ratios ``[S, contexts]``."""
+        return _codes(ratios_SC.T[:, :, None], self.fc1.weight, self.fc1.bias)
 
     def forward(self, codes_SH: Tensor, cin_S: Tensor, cout_S: Tensor) -> Tensor:
         """Packed weights of S subnetworks (`kernels.generate_weights`)."""
@@ -80,6 +73,15 @@ class PruningNet(nn.Module):
         self.classifier = nn.Linear(max_width(space.features), space.classes, device=device)
         ratios_GC = torch.tensor([gene.ratios for gene in space.genes], device=device)
         self.register_buffer("ratios_GC", ratios_GC, persistent=False)
+        # Of the convolutions with as many contexts, in order: the gene of each context of each number of their codes.
+        for contexts in self._contexts():
+            genes = [
+                [space.gene_index[gene] for gene in space.convs[layer].context]
+                for layer in self._layers(contexts)
+                for _ in range(self.layer(layer).fc1.out_features)
+            ]
+            genes_HC = torch.tensor(genes, dtype=torch.long, device=device).view(len(genes), contexts)
+            self.register_buffer(f"genes_of_{contexts}", genes_HC.T.contiguous(), persistent=False)
         if generator is not None:
             self._reset(generator)
 
@@ -109,22 +111,35 @@ class PruningNet(nn.Module):
 
     def codes(self, layer: int, genome_SG: Tensor) -> Tensor:
         """Codes ``[S, H]`` of one convolution for valid genomes ``[S, G]``."""
-        return self._codes(layer, self._ratios(genome_SG))
+        # Rows one by one: a list of their numbers would have to be copied to a GPU, which that would wait for.
+        ratios_GS = self._ratios(genome_SG)
+        rows = [ratios_GS[self.space.gene_index[gene]] for gene in self.space.convs[layer].context]
+        return self.layer(layer).codes(torch.stack(rows, dim=1))
 
     def _ratios(self, genome_SG: Tensor) -> Tensor:
         """The ratios ``[G, S]`` of genomes on the device of the network."""
         ratios_GC: Tensor = self.ratios_GC  # type: ignore[assignment]
         return ratios_GC.gather(1, genome_SG.T)
 
-    def _codes(self, layer: int, ratios_GS: Tensor) -> Tensor:
-        # Rows one by one: a list of their numbers would have to be copied to a GPU, which that would wait for.
-        rows = [ratios_GS[self.space.gene_index[gene]] for gene in self.space.convs[layer].context]
-        return self.layer(layer).codes(torch.stack(rows, dim=1))
-
     def all_codes(self, genome_SG: Tensor) -> list[Tensor]:
-        """Codes ``[S, H]`` of every convolution."""
+        """Codes ``[S, H]`` of every convolution: those with as many contexts are found together."""
         ratios_GS = self._ratios(genome_SG)
-        return [self._codes(layer, ratios_GS) for layer in range(len(self.generators))]
+        codes: dict[int, Tensor] = {}
+        for contexts in self._contexts():
+            layers = self._layers(contexts)
+            linear = [self.layer(layer).fc1 for layer in layers]
+            ratios_CSH = ratios_GS[self.get_buffer(f"genes_of_{contexts}")].mT
+            code_SH = _codes(ratios_CSH, torch.cat([x.weight for x in linear]), torch.cat([x.bias for x in linear]))
+            parts = code_SH.split([x.out_features for x in linear], dim=1)
+            codes.update((layer, part.contiguous()) for layer, part in zip(layers, parts, strict=True))
+        return [codes[layer] for layer in range(len(self.generators))]
+
+    def _contexts(self) -> list[int]:
+        """How many contexts convolutions have."""
+        return sorted({len(conv.context) for conv in self.space.convs})
+
+    def _layers(self, contexts: int) -> list[int]:
+        return [layer for layer, conv in enumerate(self.space.convs) if len(conv.context) == contexts]
 
     def widths(self, genome_SG: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Input and output channels `[S]`, int32, of every convolution."""
@@ -185,6 +200,18 @@ def _draw(module: nn.Module, fan_in: int, generator: torch.Generator) -> None:
     bound = 1 / math.sqrt(fan_in)
     for parameter in module.parameters(recurse=False):
         parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+
+
+def _codes(ratios_CS1: Tensor, weight_HC: Tensor, bias_H: Tensor) -> Tensor:
+    """Codes ``[S, H]``, relu(weight · ratios + bias), of context ratios ``[C, S, 1]``, or ``[C, S, H]``.
+
+    Written out as elementwise operations: a matrix product rounds differently for different S, and a
+    subnetwork's weights may not depend on how many others are generated with it.
+    """
+    code_SH = bias_H.expand(ratios_CS1.shape[1], -1)
+    for ratio_S1, weight_H in zip(ratios_CS1, weight_HC.T, strict=True):
+        code_SH = code_SH + ratio_S1 * weight_H
+    return F.relu(code_SH)
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

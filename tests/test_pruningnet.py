@@ -117,6 +117,25 @@ def test_generated_weights_are_crops_of_those_of_full_width(data: st.DataObject,
             torch.testing.assert_close(generated[layer][s], expected, rtol=1e-5, atol=1e-6)
 
 
+@given(st.integers(1, 5), st.sampled_from([None, SHARED, 5]))
+def test_codes_of_all_convolutions_have_the_bits_and_gradients_of_each_alone(
+    structures: int, hidden: int | None
+) -> None:
+    space = tiny_space()
+    together, alone = (PruningNet(space, hidden, seeded()) for _ in range(2))
+    genome_SG = random_genomes(space, structures)
+    found = together.all_codes(genome_SG)
+    expected = [alone.codes(layer, genome_SG) for layer in range(len(space.convs))]
+    grads = [torch.randn(code_SH.shape, generator=seeded()) for code_SH in found]
+    for codes in (found, expected):
+        torch.autograd.backward(codes, grads)
+    for layer, code_SH in enumerate(found):
+        assert torch.equal(code_SH, expected[layer])
+        assert code_SH.is_contiguous()
+        for name, parameter in alone.layer(layer).fc1.named_parameters():
+            torch.testing.assert_close(together.layer(layer).fc1.get_parameter(name).grad, parameter.grad)
+
+
 def test_two_choices_of_equal_width_still_have_different_weights() -> None:
     # 10 · 10 % and 10 · 13 % both truncate to one channel; the PruningNet is told the ratio, not the width.
     space = tiny_space()
