@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from kernels.dense import ACTIVATIONS, compute_dtype
 from kernels.layout import Image, activation_slot
 
+PLAIN = (Tensor, Parameter)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -29,9 +31,9 @@ def expect(
     legend: str = "",
 ) -> None:
     """Check shape, dtype, device and contiguity of one argument."""
-    # Sizes of a plain tensor are numbers. A training step makes thousands of these checks.
+    # Sizes of plain tensors are numbers. A training step makes thousands of these checks.
     if (
-        type(tensor) is Tensor
+        type(tensor) in PLAIN
         and tensor.shape == tuple(shape)
         and tensor.dtype in dtypes
         and tensor.is_contiguous()
