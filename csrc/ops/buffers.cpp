@@ -155,8 +155,8 @@ Pool& pool() {
     return instance;
 }
 
-Tensor new_buffer(const Tensor& like, const std::vector<std::int64_t>& shape, ScalarType dtype,
-                  std::size_t bytes) {
+Tensor uninitialised(const Tensor& like, const std::vector<std::int64_t>& shape, ScalarType dtype,
+                     std::size_t bytes) {
     for (const std::int64_t size : shape) bytes *= static_cast<std::size_t>(size);
 #if defined(METAPRUNE_SANITIZE)
     // Nothing guards the ends of a block. What nobody writes stays NaN.
@@ -178,11 +178,11 @@ Tensor new_buffer(const Tensor& like, const std::vector<std::int64_t>& shape, Sc
 }  // namespace
 
 Tensor new_buffer(const Tensor& like, const std::vector<std::int64_t>& shape) {
-    return new_buffer(like, shape, like.scalar_type(), like.element_size());
+    return uninitialised(like, shape, like.scalar_type(), like.element_size());
 }
 
 Tensor new_floats(const Tensor& like, const std::vector<std::int64_t>& shape) {
-    return new_buffer(like, shape, ScalarType::Float, sizeof(float));
+    return uninitialised(like, shape, ScalarType::Float, sizeof(float));
 }
 
 }  // namespace metaprune
