@@ -11,7 +11,7 @@ import torch
 from engine.errors import UserError
 
 # Part of the free memory that activations take if nothing is said. A GPU wants many structures in a launch.
-DEFAULT_SHARE = {"cpu": 0.04, "cuda": 0.25}
+DEFAULT_SHARE = {"cpu": 0.06, "cuda": 0.25}
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -26,7 +26,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def default_memory(device: torch.device) -> int:
-    """Bytes of activations that scoring may hold at once if nothing is said: 4 % of what is free, 25 % on a GPU."""
+    """Bytes of activations that scoring may hold at once if nothing is said: 6 % of what is free, 25 % on a GPU."""
     return int(free_memory(device) * DEFAULT_SHARE[device.type])
 
 
