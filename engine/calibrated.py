@@ -221,11 +221,8 @@ class _Calibration(_Tensors):
         cin_S, cout_S = self._widths(conv, genome_SG, instances.idle_S)
         image = layout.output_image(self.images[conv.source], conv.kernel, conv.stride)
         raw, sums = self._convolve(conv, instances, weight, cin_S, cout_S)
-        pixels = image[0] * image[1] * image[2]
-        mean_SO = sums[:, 0] / pixels
-        variance_SO = (sums[:, 1] / pixels - mean_SO**2).clamp(min=0)
-        scale_SO = (variance_SO + NORM_EPSILON).rsqrt()
-        layer = Layer(instances, cin_S, cout_S, weight, scale_SO.float(), (-mean_SO * scale_SO).float())
+        scale_SO, shift_SO = kernels.scale_and_shift(sums, image[0] * image[1] * image[2], NORM_EPSILON)
+        layer = Layer(instances, cin_S, cout_S, weight, scale_SO, shift_SO)
         self._keep(conv, layer, raw, image)
         return layer
 

@@ -14,7 +14,7 @@ def test_free_memory_is_there_and_less_than_what_can_be_addressed() -> None:
 
 def test_a_gpu_gives_scoring_more_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.memory.free_memory", lambda _: 1000)
-    assert (default_memory(CPU), default_memory(torch.device("cuda"))) == (40, 250)
+    assert (default_memory(CPU), default_memory(torch.device("cuda"))) == (60, 250)
 
 
 @pytest.mark.parametrize(
