@@ -23,9 +23,6 @@ struct Kept {
 // A tile is a panel's rows for one tap and this many input channels.
 constexpr std::int64_t kPair = 2;
 
-// Bytes that memory is fetched in.
-constexpr std::int64_t kLine = 64;
-
 // Dense weights of more bytes than this would leave the caches before anybody reads them.
 constexpr std::int64_t kStreamed = 1 << 20;
 

@@ -65,12 +65,12 @@ template <typename T>
 Tensor add_sums(const ConvolutionGradient<T>& args, const Tensor& like, std::int64_t row,
                 const Readers& readers) {
     const Tensor total = torch::stable::new_empty(like, {args.slots, args.max_cin}, ScalarType::Float);
-    const std::int64_t groups = args.groups(args.cut.input_group);
     for (std::int64_t slot = 0; slot < args.slots; ++slot) {
+        const std::int64_t groups = readers.any(slot) < 0 ? 0 : args.groups(args.cut.input_group);
         float* to = mutable_data<float>(total) + slot * args.max_cin;
         for (std::int64_t c = 0; c < args.max_cin; ++c) {
             double sum = 0.0;
-            for (std::int64_t g = 0; g < groups && readers.any(slot) >= 0; ++g)
+            for (std::int64_t g = 0; g < groups; ++g)
                 sum += args.sums[((slot * groups + g) * 2 + row) * args.max_cin + c];
             to[c] = static_cast<float>(sum);
         }
