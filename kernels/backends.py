@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.ops import CUDA_NAMESPACE, NAMESPACE, OPS, REFERENCE_NAMESPACE, overload
+from kernels.ops import OPS
+from kernels.registration import CUDA_NAMESPACE, NAMESPACE, REFERENCE_NAMESPACE, overload
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 CHOICES = ("auto", *BACKENDS)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels import backends, checks
 from kernels.layout import Image
-from kernels.ops import NAMESPACE, overload
+from kernels.registration import NAMESPACE, overload
 
 
 @dataclass(frozen=True)

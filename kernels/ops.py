@@ -1,23 +1,15 @@
 """Every op, declared once: schema, reference, fake kernel, gradient.
 
-An op lives in three namespaces. `metaprune::<op>` takes the kernel registered for the device of its arguments
-(C++ for the CPU, one file per op in `csrc/ops/`; Triton for a GPU, `kernels/<op>/triton.py` and `triton_backward.py`)
-and falls back on the reference where a device has none.
-`metaprune_cuda::<op>` is the CUDA C++ kernel (`csrc/ops/cuda/`), beside which an op may have one in Triton.
-`metaprune_reference::<op>` is the reference on every device and in every precision: no kernel is ever
-registered there. `kernels.backends` picks.
-
-To add an op: write `kernels/<op>/reference.py`, its demands in `checks/`, and one `_declare` here.
+To add an op: write `kernels/<op>/reference.py`, its demands in `checks/`, and one `declare` here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels import checks
 from kernels.code_gradients.reference import code_gradients_reference
 from kernels.fused_block.reference import fused_block_reference
 from kernels.generate_delayed.reference import generate_delayed_reference
@@ -28,15 +20,11 @@ from kernels.ragged_conv.reference import ragged_conv_backward_reference, ragged
 from kernels.ragged_depthwise.reference import ragged_depthwise_backward_reference, ragged_depthwise_reference
 from kernels.ragged_max_pool.reference import ragged_max_pool_backward_reference, ragged_max_pool_reference
 from kernels.ragged_normalise.reference import ragged_normalise_backward_reference, ragged_normalise_reference
+from kernels.registration import NAMESPACE, declare, differentiate, overload, register_backward
 from kernels.scale_and_shift.reference import scale_and_shift_backward_reference, scale_and_shift_reference
 from kernels.score_logits.reference import score_logits_reference
 from kernels.update_generators.reference import update_generators_reference
 
-NAMESPACE = "metaprune"
-CUDA_NAMESPACE = "metaprune_cuda"
-REFERENCE_NAMESPACE = "metaprune_reference"
-NAMESPACES = (NAMESPACE, CUDA_NAMESPACE, REFERENCE_NAMESPACE)
-LIBRARIES = {namespace: torch.library.Library(namespace, "FRAGMENT") for namespace in NAMESPACES}
 OPS = (
     "generate_weights",
     "ragged_conv",
@@ -50,86 +38,6 @@ OPS = (
     "code_gradients",
     "update_generators_",
 )
-
-
-def overload(namespace: str, name: str) -> Any:
-    """The callable op `namespace::name`."""
-    return getattr(getattr(torch.ops, namespace), name).default
-
-
-def _declare(
-    name: str,
-    arguments: str,
-    returns: str,
-    reference: Callable[..., Any],
-    fake: Callable[..., Any],
-) -> None:
-    """Define `name` in all namespaces, with the reference as the kernel of every device that has no other."""
-
-    def checked_fake(*args: Any) -> Any:
-        getattr(checks, name)(*args)
-        return fake(*args)
-
-    _define(name, f"({arguments}) -> {returns}", reference, checked_fake)
-
-
-def _define(name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    for namespace in NAMESPACES:
-        qualified = f"{namespace}::{name}"
-        torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
-        torch.library.impl(qualified, "default", reference)
-        torch.library.register_fake(qualified, fake)
-
-
-def _differentiate(name: str, gradient: Callable[[str, tuple[Any, ...], tuple[Any, ...]], list[Any]]) -> None:
-    """Register `gradient(namespace, inputs, output gradients) -> input gradients` in all namespaces."""
-    _register_backward(name, lambda namespace, inputs, _, grads, __: gradient(namespace, inputs, grads))
-
-
-def _register_backward(name: str, gradient: Callable[..., list[Any]], outputs: int = 0) -> None:
-    """Register the gradient of an op in all namespaces, which may use the first `outputs` results of the op.
-
-    It is called as `gradient(namespace, inputs, results, output gradients, which inputs need one)` and returns
-    the gradients of the inputs. An output that nobody used has the gradient None. Behind a CUDA C++ kernel,
-    which may be all that its namespace has, gradients are those of `NAMESPACE`.
-    """
-
-    for namespace in NAMESPACES:
-        _differentiable_in(namespace, name, gradient, outputs)
-
-
-def _differentiable_in(namespace: str, name: str, gradient: Callable[..., list[Any]], outputs: int) -> None:
-    # What torch.library.register_autograd does, in a third of the time a call: training makes hundreds in a step.
-    op = overload(namespace, name)
-    of_gradient = NAMESPACE if namespace == CUDA_NAMESPACE else namespace
-
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                found = op(*inputs)
-            results = (found if isinstance(found, tuple) else (found,))[:outputs]
-            ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*results, *(a if isinstance(a, Tensor) else None for a in inputs))
-            ctx.constants = [None if isinstance(a, Tensor) else a for a in inputs]
-            return found
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-            if all(grad is None for grad in grads):
-                return (None,) * len(ctx.constants)
-            saved = [None if tensor is None else tensor.detach() for tensor in ctx.saved_tensors]
-            pairs = zip(saved[outputs:], ctx.constants, strict=True)
-            inputs = tuple(constant if tensor is None else tensor for tensor, constant in pairs)
-            return tuple(gradient(of_gradient, inputs, saved[:outputs], grads, ctx.needs_input_grad))
-
-    def forward(*inputs: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in inputs):
-            return Differentiable.apply(*inputs)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*inputs)
-
-    LIBRARIES[namespace].impl(name, forward, "Autograd")
 
 
 def _generate_weights_fake(basis: Tensor, bias: Tensor, codes: Tensor, *rest: Any) -> Tensor:
@@ -148,21 +56,21 @@ def _generate_weights_gradient(namespace: str, inputs: tuple[Any, ...], grads: t
     return [*backward(grads[0].contiguous(), basis, codes, *rest), *(None for _ in rest)]
 
 
-_declare(
+declare(
     "generate_weights",
     "Tensor basis, Tensor bias, Tensor codes, Tensor cin, Tensor cout, bool depthwise",
     "Tensor",
     generate_weights_reference,
     _generate_weights_fake,
 )
-_declare(
+declare(
     "generate_weights_backward",
     "Tensor grad, Tensor basis, Tensor codes, Tensor cin, Tensor cout, bool depthwise",
     "(Tensor, Tensor, Tensor)",
     generate_weights_backward_reference,
     _generate_weights_backward_fake,
 )
-_differentiate("generate_weights", _generate_weights_gradient)
+differentiate("generate_weights", _generate_weights_gradient)
 
 
 def _activations_and_sums(
@@ -191,7 +99,7 @@ def _ragged_conv_fake(x: Tensor, weight: Tensor, cin: Tensor, *rest: Any) -> tup
     return _activations_and_sums(x, cin.shape[0], slot, max_cout, statistics)
 
 
-_declare(
+declare(
     "ragged_conv",
     "Tensor x, Tensor weight, Tensor cin, Tensor cout, Tensor source, Tensor weight_source, SymInt[] image, "
     "int kernel, int stride, int max_cin, int max_cout, Tensor? scale, Tensor? shift, str activation, "
@@ -210,7 +118,7 @@ def _ragged_conv_backward_fake(
     return _like(x, x, weight, input_scale, input_shift) if needs_x else _like(x, None, weight, None, None)
 
 
-_declare(
+declare(
     "ragged_conv_backward",
     "Tensor? grad_y, Tensor? grad_sums, Tensor y, Tensor x, Tensor weight, Tensor cin, Tensor cout, Tensor source, "
     "Tensor weight_source, SymInt[] image, int kernel, int stride, int max_cin, int max_cout, Tensor? input_scale, "
@@ -235,7 +143,7 @@ def _ragged_conv_gradient(
     return _placed((0, 1, 16, 17), found, needed)
 
 
-_register_backward("ragged_conv", _ragged_conv_gradient, outputs=1)
+register_backward("ragged_conv", _ragged_conv_gradient, outputs=1)
 
 
 def _generated_conv_fake(
@@ -268,7 +176,7 @@ def _generated_conv_gradient(
     return _placed((0, 1, 2, 3, 11, 12), (d_x, *d_generator, d_scale, d_shift), needed)
 
 
-_declare(
+declare(
     "generated_conv",
     "Tensor x, Tensor basis, Tensor bias, Tensor codes, Tensor cin, Tensor cout, Tensor source, SymInt[] image, "
     "int stride, int max_cin, int max_cout, Tensor? input_scale, Tensor? input_shift, str input_activation, "
@@ -277,7 +185,7 @@ _declare(
     generated_conv_reference,
     _generated_conv_fake,
 )
-_register_backward("generated_conv", _generated_conv_gradient, outputs=1)
+register_backward("generated_conv", _generated_conv_gradient, outputs=1)
 # On a CPU the op is its definition in the C++ kernels of the two.
 torch.library.impl(
     f"{NAMESPACE}::generated_conv",
@@ -292,7 +200,7 @@ def _ragged_depthwise_fake(x: Tensor, weight: Tensor, channels: Tensor, *rest: A
     return _activations_and_sums(x, channels.shape[0], slot, max_channels, statistics)
 
 
-_declare(
+declare(
     "ragged_depthwise",
     "Tensor x, Tensor weight, Tensor channels, Tensor source, Tensor weight_source, SymInt[] image, int kernel, "
     "int stride, int max_channels, Tensor? scale, Tensor? shift, str activation, Tensor? input_scale, "
@@ -324,7 +232,7 @@ def _ragged_depthwise_gradient(
     return _placed((0, 1, 12, 13), backward(*given, *results, *bare, *prologue, needs_x), needed)
 
 
-_declare(
+declare(
     "ragged_depthwise_backward",
     "Tensor? grad_y, Tensor? grad_sums, Tensor y, Tensor x, Tensor weight, Tensor channels, Tensor source, "
     "Tensor weight_source, SymInt[] image, int kernel, int stride, int max_channels, Tensor? input_scale, "
@@ -333,7 +241,7 @@ _declare(
     ragged_depthwise_backward_reference,
     _ragged_depthwise_backward_fake,
 )
-_register_backward("ragged_depthwise", _ragged_depthwise_gradient, outputs=1)
+register_backward("ragged_depthwise", _ragged_depthwise_gradient, outputs=1)
 
 
 def _fused_block_fake(x: Tensor, channels: Tensor, *rest: Any) -> Tensor:
@@ -341,7 +249,7 @@ def _fused_block_fake(x: Tensor, channels: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(channels.shape[0], activation_slot(chained_image(image, kernels, strides), max_widths[-1]))
 
 
-_declare(
+declare(
     "fused_block",
     "Tensor x, Tensor channels, Tensor source, Tensor[] weights, Tensor[] weight_sources, Tensor[] widths, "
     "Tensor[] scales, Tensor[] shifts, SymInt[] image, int max_channels, int[] max_widths, bool[] depthwise, "
@@ -351,14 +259,14 @@ _declare(
     _fused_block_fake,
 )
 
-_declare(
+declare(
     "scale_and_shift",
     "Tensor sums, SymInt count, float epsilon",
     "(Tensor, Tensor)",
     scale_and_shift_reference,
     lambda sums, *_: tuple(sums.new_empty(sums.shape[0], sums.shape[2], dtype=torch.float32) for _ in range(2)),
 )
-_declare(
+declare(
     "scale_and_shift_backward",
     "Tensor grad_scale, Tensor grad_shift, Tensor sums, SymInt count, float epsilon",
     "Tensor",
@@ -374,9 +282,9 @@ def _scale_and_shift_gradient(namespace: str, inputs: tuple[Any, ...], grads: tu
     return [overload(namespace, "scale_and_shift_backward")(*given, *inputs), None, None]
 
 
-_differentiate("scale_and_shift", _scale_and_shift_gradient)
+differentiate("scale_and_shift", _scale_and_shift_gradient)
 
-_declare(
+declare(
     "ragged_normalise",
     "Tensor x, Tensor scale, Tensor shift, Tensor channels, Tensor source, SymInt[] image, int max_channels, "
     "str activation, Tensor? shortcut, Tensor? shortcut_source",
@@ -384,7 +292,7 @@ _declare(
     ragged_normalise_reference,
     lambda x, scale, *_: x.new_empty(scale.shape[0], x.shape[1]),
 )
-_declare(
+declare(
     "ragged_normalise_backward",
     "Tensor grad, Tensor y, Tensor x, Tensor scale, Tensor shift, Tensor channels, Tensor source, SymInt[] image, "
     "int max_channels, str activation, Tensor? shortcut, Tensor? shortcut_source",
@@ -401,9 +309,9 @@ def _ragged_normalise_gradient(
     return _placed((0, 1, 2, 8), backward(grads[0].contiguous(), results[0], *inputs), needed)
 
 
-_register_backward("ragged_normalise", _ragged_normalise_gradient, outputs=1)
+register_backward("ragged_normalise", _ragged_normalise_gradient, outputs=1)
 
-_declare(
+declare(
     "ragged_max_pool",
     "Tensor x, Tensor channels, Tensor source, SymInt[] image, int kernel, int stride, int max_channels",
     "Tensor",
@@ -412,7 +320,7 @@ _declare(
         channels.shape[0], activation_slot(output_image(image, kernel, stride), max_channels)
     ),
 )
-_declare(
+declare(
     "ragged_max_pool_backward",
     "Tensor grad, Tensor x, Tensor channels, Tensor source, SymInt[] image, int kernel, int stride, int max_channels",
     "Tensor",
@@ -426,9 +334,9 @@ def _ragged_max_pool_gradient(namespace: str, inputs: tuple[Any, ...], grads: tu
     return [backward(grads[0].contiguous(), *inputs), *(None for _ in inputs[1:])]
 
 
-_differentiate("ragged_max_pool", _ragged_max_pool_gradient)
+differentiate("ragged_max_pool", _ragged_max_pool_gradient)
 
-_declare(
+declare(
     "score_logits",
     "Tensor x, Tensor weight, Tensor bias, Tensor labels, Tensor channels, Tensor source, SymInt[] image",
     "(Tensor, Tensor)",
@@ -442,14 +350,14 @@ _declare(
 _STATE = "Tensor basis, Tensor bias, Tensor basis_momentum, Tensor bias_momentum"
 _FACTORS = "Tensor[] factor_codes, Tensor[] factor_grads, Tensor[] factor_cin, Tensor[] factor_cout, bool depthwise"
 
-_declare(
+declare(
     "generate_delayed",
     f"{_STATE}, {_FACTORS}, float[] coefficients, Tensor codes, Tensor cin, Tensor cout",
     "Tensor",
     generate_delayed_reference,
     lambda basis, bias, *rest: _generate_weights_fake(basis, bias, *rest[-3:], rest[6]),
 )
-_declare(
+declare(
     "code_gradients",
     f"{_STATE}, {_FACTORS}, float[] coefficients, Tensor grad, Tensor cin, Tensor cout",
     "Tensor",
@@ -457,7 +365,7 @@ _declare(
     lambda basis, *rest: basis.new_empty(rest[-3].shape[0], basis.shape[-1]),
 )
 # Changes its first four arguments in place, outside of autograd: it is the step after the backward pass.
-_declare(
+declare(
     "update_generators_",
     "Tensor(a!) basis, Tensor(b!) bias, Tensor(c!) basis_momentum, Tensor(d!) bias_momentum, Tensor[] codes, "
     "Tensor[] grads, Tensor[] cin, Tensor[] cout, bool depthwise, float[] before, float[] weights, float[] momentum",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.fused_block.separable import is_separable
 from kernels.fused_block.triton import fused_block_triton
-from kernels.ops import CUDA_NAMESPACE, overload
+from kernels.registration import CUDA_NAMESPACE, overload
 
 # Of a block of threads, as csrc/cuda/block_tile.cuh has it.
 SHARED_BYTES = 163 * 1024

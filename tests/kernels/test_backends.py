@@ -138,7 +138,7 @@ def test_tensors_on_a_gpu_take_the_triton_kernels() -> None:
 @needs_triton
 def test_auto_prefers_the_cuda_kernel_and_both_can_be_forced() -> None:
     code = (
-        "from types import SimpleNamespace; from kernels.ops import CUDA_NAMESPACE;"
+        "from types import SimpleNamespace; from kernels.registration import CUDA_NAMESPACE;"
         "b.extension = SimpleNamespace(no_cuda='');"
         "torch.library.impl(f'{CUDA_NAMESPACE}::ragged_depthwise', 'cuda', lambda *args: None);"
         "like = SimpleNamespace(device=torch.device('cuda'), dtype=torch.float16);"

@@ -23,7 +23,7 @@ from torch import Tensor
 import kernels
 from kernels import backends, checks
 from kernels.layout import output_image
-from kernels.ops import REFERENCE_NAMESPACE, overload
+from kernels.registration import REFERENCE_NAMESPACE, overload
 
 OP = "ragged_conv_backward"
 

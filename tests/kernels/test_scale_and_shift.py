@@ -9,7 +9,7 @@ from torch import Tensor
 
 import kernels
 from kernels import backends
-from kernels.ops import NAMESPACE, REFERENCE_NAMESPACE, overload
+from kernels.registration import NAMESPACE, REFERENCE_NAMESPACE, overload
 
 OP, BACKWARD = "scale_and_shift", "scale_and_shift_backward"
 EPSILON, PIXELS = 1e-5, 60

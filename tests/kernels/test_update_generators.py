@@ -15,7 +15,7 @@ import kernels
 from kernels import Factors, Recurrence, backends
 from kernels.functions import _call
 from kernels.layout import pack_weights
-from kernels.ops import overload
+from kernels.registration import overload
 
 OP = "update_generators_"
 

@@ -37,7 +37,7 @@ from weight_generators import Generator, generators
 import kernels
 from kernels import backends, layout
 from kernels.fused_block.separable import is_separable
-from kernels.ops import CUDA_NAMESPACE, REFERENCE_NAMESPACE, overload
+from kernels.registration import CUDA_NAMESPACE, REFERENCE_NAMESPACE, overload
 
 TRITON_OPS = (
     "code_gradients",

@@ -22,7 +22,7 @@ from torch import Tensor
 from weight_generators import Generator, state_of
 
 from kernels import backends
-from kernels.ops import REFERENCE_NAMESPACE, overload
+from kernels.registration import REFERENCE_NAMESPACE, overload
 
 FP32 = torch.float32
 # Widths are full, so that no pad channel is compared.

@@ -17,7 +17,7 @@ from test_factored_sgd import net_of, recipe
 
 from engine.factored_sgd import FactoredSGD
 from kernels import backends
-from kernels.ops import NAMESPACE, REFERENCE_NAMESPACE, overload
+from kernels.registration import NAMESPACE, REFERENCE_NAMESPACE, overload
 
 FORWARD = ("ragged_conv", "ragged_depthwise", "ragged_max_pool", "ragged_normalise")
 EXPECTED = {"generate_weights", "update_generators_", *FORWARD, *(f"{op}_backward" for op in FORWARD)}
