@@ -2,15 +2,15 @@
 
 The gradient of a basis is as large as the basis, and for S structures it has rank S: the gradients of the S generated
 weights times their codes. So autograd stops at the generated weights, and `kernels.update_generators_` applies what it
-found there to basis and bias in one pass: at once, or for several steps together. The result is that of plain autograd
-and `torch.optim.SGD`, but for rounding.
+found there to basis and bias in one pass: of all rows, or of those that a structure of the step keeps, while the others
+wait. The result is that of plain autograd and `torch.optim.SGD`, but for rounding.
 
 Several ranks have an equal part of the structures each. The gradients of generated weights and classifiers, cropped,
 are all that they exchange: codes, and so the gradients of bases and fc1, every rank makes itself, of all structures.
 The bits are those of one process with the same structures.
 
 Structures come from the host, where their widths are looked up, so that a step reads nothing back from a GPU: it takes
-genomes and widths there in one copy each, and all else follows them.
+genomes, widths and what becomes of rows that wait there in one copy each, and all else follows them.
 
 Shape suffixes: S structures, N images, G genes, H hidden size.
 """
@@ -18,46 +18,35 @@ Shape suffixes: S structures, N images, G genes, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.pruningnet import PruningNet, count_parameters
+from engine.pruningnet import PruningNet
 from engine.run.optimizer import SGD
 from engine.run.team import ALONE, Shape, Team
-from engine.space import Conv, Gene, Space, Width
+from engine.space import Conv
 from engine.space.recipe import Recipe
 from engine.training_pass import training_features
-from engine.trie import output_images
 from kernels import (
     Factors,
     GeneratorState,
     Recurrence,
     backends,
-    code_gradients,
     generate_delayed,
+    settle_generators_,
     update_generators_,
 )
 from kernels.layout import pack_weights, weight_slot
+from kernels.update_generators.recurrence import sent
 
-# Steps that an update of the generators applies together.
-DELAYS = {"immediate": 1, "delayed": 8}
-# The faster way on each kind of device.
-DEFAULT_UPDATE = {"cpu": "delayed", "cuda": "immediate"}
-FLOAT_BYTES = 4
-# Tensors as large as a convolution's output, at the peak of a step: autograd keeps two or three, others come and go.
-KEPT_PER_CONV = 3
-# Tensors as large as the generated weights: packed, unpacked, and their gradient.
-WEIGHT_COPIES = 3
 
 
 class FactoredSGD:
     """Trains a PruningNet: `logits`, a backward pass through them, then `step`.
 
-    Generators are trained in every step, or after every ``delay`` steps since they were last `at_rest`, by all of
-    these: until then a pass over basis and momentum is saved, and the crops of both are read instead of one. fc1 of the
+    A step changes of the generators what its structures keep. The rest waits until a structure needs it, or until
+    ``delay`` steps were done since the optimizer was last `at_rest`: then everything is brought up to date. fc1 of the
     generators and the classifier are trained by `torch.optim.SGD` in every step. The momentum of the bases, half of all
     memory, may be bfloat16 (``basis_momentum``): it is rounded whenever it is written.
     """
@@ -84,13 +73,14 @@ class FactoredSGD:
         # Channels in and out of every convolution, on the host and on the device.
         self.channels: list[tuple[Tensor, Tensor]] = []
         self.widths: list[tuple[Tensor, Tensor]] = []
-        self.recurrence = Recurrence()
-        # Of every convolution, the factors of the steps that were not applied yet.
-        self.pending: list[list[Factors]] = [[] for _ in net.generators]
+        self.start = Recurrence()
+        self.recurrence = self.start
+        # Of every convolution, when its rows were last written.
+        self.written: dict[int, Tensor] = {}
 
     @property
     def at_rest(self) -> bool:
-        """Whether parameters and momentum are those after the last step: no step is still to be applied."""
+        """Whether parameters and momentum are those after the last step: nothing waits."""
         return self.recurrence.steps == 0
 
     def logits(self, images_NCHW: Tensor, genome_SG: Tensor, *, shared: bool = False) -> Tensor:
@@ -101,8 +91,8 @@ class FactoredSGD:
         """
         device, genome_SG = self.net.classifier.weight.device, genome_SG.cpu()
         self.channels = self.net.widths(genome_SG)
-        self.codes = self.net.all_codes(_sent(genome_SG, device))
-        self.widths = _pairs(_sent(torch.stack([width_S for pair in self.channels for width_S in pair]), device))
+        self.codes = self.net.all_codes(sent(genome_SG, device))
+        self.widths = _pairs(sent(torch.stack([width_S for pair in self.channels for width_S in pair]), device))
         own = self.team.own(len(genome_SG))
         codes, widths = [code_SH[own] for code_SH in self.codes], [(cin[own], cout[own]) for cin, cout in self.widths]
         # The same on all ranks, whoever has the widest structure.
@@ -147,15 +137,20 @@ class FactoredSGD:
         if self.at_rest:
             return self.net.generate_packed(codes, widths)
         return [
-            generate_delayed(self._state(layer), self.pending[layer], self.recurrence, code_SH, *width_S)
+            generate_delayed(self._state(layer), self.recurrence, code_SH, *width_S)
             for layer, (code_SH, width_S) in enumerate(zip(codes, widths, strict=True))
         ]
 
     def step(self, lr: float) -> None:
-        """Apply what a backward pass has left, or keep it to be applied later, and drop the rest."""
-        before, self.recurrence = self.recurrence, self._stepped(lr)
+        """Apply what a backward pass has left, and drop it."""
+        rests = self.recurrence.steps + 1 == self.delay
+        constants = {"lr": lr, "momentum": self.recipe.momentum, "weight_decay": self.recipe.weight_decay}
         grads, classifier_grads = self._gathered()
-        d_codes = [self._keep(layer, grad, before) for layer, grad in enumerate(grads)]
+        d_codes = []
+        for layer, grad in enumerate(grads):
+            factors = Factors(self.codes[layer].detach(), grad, *self.widths[layer])
+            state = self._state(layer)
+            d_codes.append(update_generators_(state, self.recurrence, factors, **constants, everywhere=rests))
         torch.autograd.backward(self.codes, d_codes)
         weight, bias = self.net.classifier.weight, self.net.classifier.bias
         weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
@@ -164,22 +159,14 @@ class FactoredSGD:
             bias.grad += d_bias
         self.rest.step(lr)
         self.codes, self.weights, self.classifiers, self.channels, self.widths = [], [], [], [], []
-        if self.recurrence.steps == self.delay:
-            self._rest()
+        self.recurrence = self.start if rests else self.recurrence.step(**constants)
 
     def settle(self) -> None:
-        """Apply every step that was not applied yet."""
+        """Bring everything up to date."""
         if not self.at_rest:
-            for layer, factors in enumerate(self.pending):
-                update_generators_(self._state(layer), factors, self.recurrence)
-            self._rest()
-
-    def _rest(self) -> None:
-        self.recurrence = Recurrence()
-        self.pending = [[] for _ in self.pending]
-
-    def _stepped(self, lr: float) -> Recurrence:
-        return self.recurrence.step(lr=lr, momentum=self.recipe.momentum, weight_decay=self.recipe.weight_decay)
+            for layer in range(len(self.net.generators)):
+                settle_generators_(self._state(layer), self.recurrence)
+            self.recurrence = self.start
 
     def _gathered(self) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Gradients of all S structures: packed, one tensor a convolution, and of the classifier that each had."""
@@ -198,25 +185,18 @@ class FactoredSGD:
         ]
         return packed, [of_one[len(convs) :] for of_one in found]
 
-    def _keep(self, layer: int, grad: Tensor, before: Recurrence) -> Tensor:
-        """Keep the factors of one convolution's step, or apply all of them; the gradient of its codes ``[S, H]``."""
-        state, earlier = self._state(layer), self.pending[layer]
-        factors = Factors(self.codes[layer].detach(), grad, *self.widths[layer])
-        self.pending[layer] = [*earlier, factors]
-        if self.recurrence.steps < self.delay:
-            return code_gradients(state, earlier, before, grad, *self.widths[layer])
-        d_codes = update_generators_(state, self.pending[layer], self.recurrence, before)
-        assert d_codes is not None
-        return d_codes
-
     def _state(self, layer: int) -> GeneratorState:
-        """One convolution's basis and bias, with their momentum."""
+        """One convolution's basis and bias, with their momentum, and when they were written."""
         basis, bias = (f"generators.{layer}.{name}" for name in ("basis", "bias"))
         for name in (basis, bias):
             if name not in self.generated_momentum:
                 self.generated_momentum[name] = torch.zeros_like(self.generated[name], dtype=self._momentum_dtype(name))
         weights, momentum, depthwise = self.generated, self.generated_momentum, self.net.space.convs[layer].depthwise
-        return GeneratorState(weights[basis], weights[bias], momentum[basis], momentum[bias], depthwise)
+        if layer not in self.written:
+            own = weights[basis]
+            self.written[layer] = torch.zeros(own.shape[:2], dtype=torch.uint8, device=own.device)
+        own_tensors = weights[basis], weights[bias], momentum[basis], momentum[bias], self.written[layer]
+        return GeneratorState(*own_tensors, depthwise)
 
     def _momentum_dtype(self, name: str) -> torch.dtype:
         """Reduced for a basis, if at all."""
@@ -235,11 +215,6 @@ class FactoredSGD:
             for name, parameter in self.generated.items()
             if name in momentum
         }
-
-
-def _sent(host: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device, which is not waited for."""
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def _pairs(rows: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -262,49 +237,3 @@ def gradient_shapes(net: PruningNet, widths: list[tuple[Tensor, Tensor]]) -> lis
         convolved = [(o, 1 if conv.depthwise else i, conv.kernel, conv.kernel) for conv, o, i in channels]
         shapes.append([*convolved, (classes, cout[-1]), (classes,)])
     return shapes
-
-
-def parameter_bytes(
-    space: Space, hidden: int | None, averaged: bool = False, basis_momentum: torch.dtype = torch.float32
-) -> int:
-    """Bytes of a PruningNet's weights, of their momentum and, if they are averaged, of their average.
-
-    All momentum is counted as that of the bases, which are nearly all parameters.
-    """
-    return ((2 if averaged else 1) * FLOAT_BYTES + basis_momentum.itemsize) * count_parameters(space, hidden)
-
-
-def step_bytes(space: Space, batch: int, resolution: int) -> int:
-    """About how many bytes a training step holds besides: activations and generated weights of a middling structure.
-
-    The largest structure takes about twice as much.
-    """
-    convolved, _ = output_images(space, (batch, resolution, resolution))
-    numbers = 0.0
-    for conv in space.convs:
-        cout, cin = _mean_width(conv.cout), 1 if conv.depthwise else _mean_width(conv.cin)
-        numbers += KEPT_PER_CONV * cout * prod(convolved[conv.name]) + WEIGHT_COPIES * cout * cin * conv.kernel**2
-    return int(FLOAT_BYTES * numbers)
-
-
-def delayed_bytes(space: Space, structures: int, delay: int) -> int:
-    """About how many bytes of gradients a delayed update keeps, of middling structures."""
-    return int(FLOAT_BYTES * (delay - 1) * structures * _mean_weights(space))
-
-
-def exchanged_bytes(space: Space, structures: int) -> int:
-    """About how many bytes several ranks exchange in a step: gradients of the weights of middling structures."""
-    classifier = (_mean_width(space.features) + 1) * space.classes
-    return int(FLOAT_BYTES * structures * (_mean_weights(space) + classifier))
-
-
-def _mean_weights(space: Space) -> float:
-    """Generated weights of a middling structure."""
-    return sum(
-        _mean_width(conv.cout) * (1 if conv.depthwise else _mean_width(conv.cin)) * conv.kernel**2
-        for conv in space.convs
-    )
-
-
-def _mean_width(width: Width) -> float:
-    return sum(width.widths) / len(width.widths) if isinstance(width, Gene) else width

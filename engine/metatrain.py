@@ -31,16 +31,7 @@ from torch import Tensor
 from engine import population
 from engine.data import Data, Splits, open_data
 from engine.errors import UserError
-from engine.factored_sgd import (
-    DEFAULT_UPDATE,
-    DELAYS,
-    FLOAT_BYTES,
-    FactoredSGD,
-    delayed_bytes,
-    exchanged_bytes,
-    parameter_bytes,
-    step_bytes,
-)
+from engine.factored_sgd import FactoredSGD
 from engine.memory import free_memory
 from engine.pruningnet import SHARED, PruningNet, count_parameters
 from engine.random import random_integers, stream_key
@@ -54,6 +45,15 @@ from engine.run.training import Training, follow, keep_freed_memory, train
 from engine.space import Space, architecture
 from engine.space.recipe import Recipe, scaled
 from engine.step_recipe import SANDWICH, Sampling, StepRecipe
+from engine.training_costs import (
+    DEFAULT_UPDATE,
+    FLOAT_BYTES,
+    UPDATES,
+    exchanged_bytes,
+    parameter_bytes,
+    step_bytes,
+    steps_between_rests,
+)
 from engine.trie import activation_bytes, plan
 
 RUNS = Path("runs")
@@ -93,7 +93,7 @@ class Metatrain(TrainingOptions):
     calibration_images: int = 1000
     """Images that calibrate BatchNorm before an accuracy is measured."""
     update: str | None = None
-    """When steps are applied to the generators: immediate, or delayed, several together (default: the faster)."""
+    """What a step changes of the generators: immediate, all; delayed, what it uses, the rest later (default: the faster)."""
     momentum: Literal["float32", "bfloat16"] = "float32"
     """What the generators' momentum is kept in: bfloat16 saves a quarter of weights and momentum, and is rounded."""
     backend: str = "auto"
@@ -109,8 +109,8 @@ class Metatrain(TrainingOptions):
             raise UserError(f"--hidden {self.hidden}: with --weights shared no weight is generated; give one of them")
         if self.weights == "shared" and self.momentum != "float32":
             raise UserError(f"--momentum {self.momentum}: with --weights shared only float32 is legal")
-        if self.update not in (None, *DELAYS):
-            raise UserError(f"--update {self.update}: choose {' or '.join(DELAYS)}")
+        if self.update not in (None, *UPDATES):
+            raise UserError(f"--update {self.update}: choose {' or '.join(UPDATES)}")
         self.step_recipe.check()
         self.step_recipe.check_processes(torchrun.count())
 
@@ -223,11 +223,6 @@ def recipe_of(options: Metatrain, data: Data) -> Recipe:
     return recipe
 
 
-def _delay(options: Metatrain, device: torch.device) -> int:
-    """After how many steps the generators are updated."""
-    return DELAYS[options.update or DEFAULT_UPDATE[device.type]]
-
-
 def _check_memory(options: Metatrain, space: Space, batch: int, data: Data) -> str:
     """What training takes, in words; `UserError` unless a step of middling structures fits into what is free."""
     kept = parameter_bytes(space, options.hidden_size, options.ema is not None, options.momentum_dtype)
@@ -253,8 +248,7 @@ def _step_bytes(options: Metatrain, space: Space, batch: int, data: Data) -> int
     structures = options.step_recipe.structures
     # In a sandwich the largest takes as much as two middling structures, the smallest next to nothing.
     images = batch * structures if options.sandwich else batch // torchrun.count()
-    delayed = delayed_bytes(space, structures, _delay(options, data.device))
-    return step_bytes(space, images, data.preprocessing.resolution) + delayed
+    return step_bytes(space, images, data.preprocessing.resolution)
 
 
 def _calibration_bytes(space: Space, data: Data, images: int) -> int:
@@ -288,7 +282,9 @@ def training_of(options: Metatrain, out: Path, space: Space, data: Data, recipe:
     steps = options.steps or recipe.epochs * epoch
     net = PruningNet(space, options.hidden_size, torch.Generator().manual_seed(options.seed), device=data.device)
     team = Team(torchrun.number(), torchrun.count())
-    optimizer = FactoredSGD(net, recipe, _delay(options, data.device), team, options.momentum_dtype)
+    update = options.update or DEFAULT_UPDATE[data.device.type]
+    delay = steps_between_rests(update, space, options.hidden_size, recipe.batch, data.preprocessing.resolution)
+    optimizer = FactoredSGD(net, recipe, delay, team, options.momentum_dtype)
     average = None if options.ema is None else WeightAverage(net, options.ema, steps)
     step_recipe = options.step_recipe
     structures_of = step_recipe.structures_of(space, options.seed)

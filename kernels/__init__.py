@@ -37,7 +37,7 @@ from kernels.layout import (
     unpack_weights,
     weight_slot,
 )
-from kernels.training import Factors, GeneratorState, code_gradients, generate_delayed, update_generators_
+from kernels.training import Factors, GeneratorState, generate_delayed, settle_generators_, update_generators_
 from kernels.update_generators.recurrence import Recurrence
 
 __all__ = [
@@ -47,7 +47,6 @@ __all__ = [
     "Recurrence",
     "activation_slot",
     "backends",
-    "code_gradients",
     "fused_block",
     "generate_delayed",
     "generate_weights",
@@ -62,6 +61,7 @@ __all__ = [
     "round_up",
     "scale_and_shift",
     "score_logits",
+    "settle_generators_",
     "unpack_activations",
     "unpack_weights",
     "update_generators_",

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.code_gradients.reference import code_gradients_reference
 from kernels.fused_block.reference import fused_block_reference
 from kernels.generate_delayed.reference import generate_delayed_reference
 from kernels.generate_weights.reference import generate_weights_backward_reference, generate_weights_reference
@@ -35,7 +34,6 @@ OPS = (
     "ragged_max_pool",
     "score_logits",
     "generate_delayed",
-    "code_gradients",
     "update_generators_",
 )
 
@@ -347,29 +345,24 @@ declare(
     ),
 )
 
-_STATE = "Tensor basis, Tensor bias, Tensor basis_momentum, Tensor bias_momentum"
-_FACTORS = "Tensor[] factor_codes, Tensor[] factor_grads, Tensor[] factor_cin, Tensor[] factor_cout, bool depthwise"
+# What has become of a weight generator in training.
+_NAMES = ("basis", "bias", "basis_momentum", "bias_momentum", "written")
 
 declare(
     "generate_delayed",
-    f"{_STATE}, {_FACTORS}, float[] coefficients, Tensor codes, Tensor cin, Tensor cout",
+    ", ".join(f"Tensor {name}" for name in _NAMES) + ", Tensor drift, Tensor codes, Tensor cin, Tensor cout, "
+    "bool depthwise",
     "Tensor",
     generate_delayed_reference,
-    lambda basis, bias, *rest: _generate_weights_fake(basis, bias, *rest[-3:], rest[6]),
+    lambda basis, bias, *rest: _generate_weights_fake(basis, bias, *rest[4:]),
 )
-declare(
-    "code_gradients",
-    f"{_STATE}, {_FACTORS}, float[] coefficients, Tensor grad, Tensor cin, Tensor cout",
-    "Tensor",
-    code_gradients_reference,
-    lambda basis, *rest: basis.new_empty(rest[-3].shape[0], basis.shape[-1]),
-)
-# Changes its first four arguments in place, outside of autograd: it is the step after the backward pass.
+# Changes its first five arguments in place, outside of autograd: it is the step after the backward pass.
 declare(
     "update_generators_",
-    "Tensor(a!) basis, Tensor(b!) bias, Tensor(c!) basis_momentum, Tensor(d!) bias_momentum, Tensor[] codes, "
-    "Tensor[] grads, Tensor[] cin, Tensor[] cout, bool depthwise, float[] before, float[] weights, float[] momentum",
+    ", ".join(f"Tensor({alias}!) {name}" for alias, name in zip("abcde", _NAMES, strict=True))
+    + ", Tensor drift, Tensor codes, Tensor grad, Tensor cin, Tensor cout, bool depthwise, float lr, float momentum, "
+    "float weight_decay, bool everywhere, int step",
     "Tensor",
     update_generators_reference,
-    lambda basis, *rest: basis.new_empty(rest[3][-1].shape[0] if rest[8] else 0, basis.shape[-1]),
+    lambda *args: torch.empty_like(args[6]),
 )

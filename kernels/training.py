@@ -1,13 +1,12 @@
-"""The public functions that train weight generators by momentum SGD, at once or some steps later.
+"""The public functions that train weight generators by momentum SGD, whole or only where a step has a gradient.
 
-Between two updates of a weight generator its weights are known all the same: they are what is in memory, times
-numbers, plus the factors of the gradients since then (`update_generators/README.md`). Nothing here is recorded for
-autograd. Errors, and the legend of the shapes: `kernels`.
+Rows of a weight generator that no structure of a step keeps have no gradient: what the step makes of them follows from
+weights and momentum alone and can wait until somebody needs them (`update_generators/README.md`). Nothing here is
+recorded for autograd. Errors, and the legend of the shapes: `kernels`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +21,7 @@ class GeneratorState:
     """Basis and bias of one convolution's weight generator and the momentum of each, all float32 or all float64.
 
     With float32 the momentum of the basis may be bfloat16: it is rounded to nearest when it is written.
+    `written_OI`, uint8, is the step of the `Recurrence` after which the rows of channels out and in were last written.
     A depthwise basis is `[C, 1, K, H]`, its widths are `cout_S`, and `cin_S` is ignored.
     """
 
@@ -29,12 +29,19 @@ class GeneratorState:
     bias_OIK: Tensor
     basis_momentum_OIKH: Tensor
     bias_momentum_OIK: Tensor
+    written_OI: Tensor
     depthwise: bool = False
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Everything that training changes."""
-        return self.basis_OIKH, self.bias_OIK, self.basis_momentum_OIKH, self.bias_momentum_OIK
+        return (
+            self.basis_OIKH,
+            self.bias_OIK,
+            self.basis_momentum_OIKH,
+            self.bias_momentum_OIK,
+            self.written_OI,
+        )
 
 
 @dataclass(frozen=True)
@@ -52,68 +59,60 @@ class Factors:
 
 
 def generate_delayed(
-    state: GeneratorState,
-    factors: Sequence[Factors],
-    recurrence: Recurrence,
-    codes_SH: Tensor,
-    cin_S: Tensor,
-    cout_S: Tensor,
+    state: GeneratorState, recurrence: Recurrence, codes_SH: Tensor, cin_S: Tensor, cout_S: Tensor
 ) -> Tensor:
-    """Generate, crop and pack the weights of one convolution after steps whose update is still to come.
+    """Generate, crop and pack the weights of one convolution whose rows were written after different steps.
 
         w[s,o,i,k] = Σ_h basis_t[o,i,k,h] · codes[s,h] + bias_t[o,i,k]    for o < cout[s], i < cin[s]
 
-    with the basis and bias that `recurrence` makes of `state` and the factors of its t steps. Only the crops are read.
-    Returns what `generate_weights` does.
+    with the basis and bias that the t steps of `recurrence` make of `state`. Only the crops are read, and their
+    momentum only where not all was written after the last step. Returns what `generate_weights` does.
     """
+    drift = recurrence.drift(state.basis_OIKH)
     with torch.no_grad():
-        return _call("generate_delayed", *_pending(state, factors), list(recurrence.weights), codes_SH, cin_S, cout_S)
-
-
-def code_gradients(
-    state: GeneratorState,
-    factors: Sequence[Factors],
-    recurrence: Recurrence,
-    grad: Tensor,
-    cin_S: Tensor,
-    cout_S: Tensor,
-) -> Tensor:
-    """The gradient `[S, H]` of the codes that `generate_delayed` took, of the gradient of what it returned.
-
-        d_codes[s,h] = Σ_{o,i,k} grad[s,o,i,k] · basis_t[o,i,k,h]
-
-    `grad` is packed as in `Factors`. Only the crops are read.
-    """
-    with torch.no_grad():
-        return _call("code_gradients", *_pending(state, factors), list(recurrence.weights), grad, cin_S, cout_S)
+        return _call("generate_delayed", *state.tensors, drift, codes_SH, cin_S, cout_S, state.depthwise)
 
 
 def update_generators_(
-    state: GeneratorState, factors: Sequence[Factors], after: Recurrence, before: Recurrence | None = None
-) -> Tensor | None:
-    """Train the weight generator of one convolution: all steps of momentum SGD in place, in one pass over the basis.
+    state: GeneratorState,
+    recurrence: Recurrence,
+    factors: Factors,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    everywhere: bool,
+) -> Tensor:
+    """Train the weight generator of one convolution: a step of momentum SGD in place, after those of `recurrence`.
 
-    `after` says what becomes of weights and momentum, from the factors of each of its steps.
+    The rows that a structure keeps are brought up to date and take the step. All others do the same if `everywhere`,
+    which starts a new `Recurrence()`; if not, they wait, and `recurrence.step` says what will become of them.
 
-    With `before`, the recurrence before the last step, returns the `code_gradients` of the last factors, which so cost
-    no pass of their own. A step that is applied at once is
-    `update_generators_(state, [factors], before=Recurrence(), after=Recurrence().step(...))`.
+    Returns the gradient `[S, H]` of the codes, Σ_{o,i,k} g[s,o,i,k] · basis_t[o,i,k,h], of the basis before this step.
     """
-    coefficients = [list(before.weights) if before else [], list(after.weights), list(after.momentum)]
+    return _update(state, recurrence, factors, (lr, momentum, weight_decay), everywhere)
+
+
+def settle_generators_(state: GeneratorState, recurrence: Recurrence) -> None:
+    """Bring all rows up to date: after it comes a new `Recurrence()`."""
+    basis = state.basis_OIKH
+    nothing = basis.new_empty(0, basis.shape[-1])
+    nobody = torch.empty(0, dtype=torch.int32, device=basis.device)
+    # A step that changes nothing.
+    _update(state, recurrence, Factors(nothing, basis.new_empty(0, 0), nobody, nobody), (0.0, 1.0, 0.0), True)
+
+
+def _update(
+    state: GeneratorState,
+    recurrence: Recurrence,
+    factors: Factors,
+    constants: tuple[float, float, float],
+    everywhere: bool,
+) -> Tensor:
+    given = factors.codes_SH, factors.grad, factors.cin_S, factors.cout_S
+    step, drift = recurrence.steps + 1, recurrence.drift(state.basis_OIKH)
     with torch.no_grad():
-        d_codes: Tensor = _call("update_generators_", *_pending(state, factors), *coefficients)
-    return d_codes if before else None
-
-
-def _pending(
-    state: GeneratorState, factors: Sequence[Factors]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], bool]:
-    """The first arguments of all three ops."""
-    return (
-        *state.tensors,
-        [f.codes_SH for f in factors],
-        [f.grad for f in factors],
-        [f.cin_S for f in factors],
-        [f.cout_S for f in factors],
-        state.depthwise,
-    )
+        found: Tensor = _call(
+            "update_generators_", *state.tensors, drift, *given, state.depthwise, *constants, everywhere, step
+        )
+    return found

@@ -44,16 +44,12 @@ Scratch make_scratch(std::int64_t factors, std::int64_t H) {
 }  // namespace
 
 void generate_delayed(Isa isa, const GenerateDelayed& args, std::int64_t begin, std::int64_t end) {
-    METAPRUNE_CALL(isa, generate_delayed(args, make_scratch(args.F, args.generator.H), begin, end));
-}
-
-void code_gradients(Isa isa, const CodeGradients& args, double* sums, std::int64_t begin, std::int64_t end) {
-    METAPRUNE_CALL(isa, code_gradients(args, make_scratch(args.F, args.generator.H), sums, begin, end));
+    METAPRUNE_CALL(isa, generate_delayed(args, make_scratch(0, args.generator.H), begin, end));
 }
 
 void update_generators(Isa isa, const UpdateGenerators& args, double* sums, std::int64_t begin,
                        std::int64_t end) {
-    const Scratch scratch = make_scratch(args.gradients.F, args.gradients.generator.H);
+    const Scratch scratch = make_scratch(args.F, args.generator.H);
     METAPRUNE_CALL(isa, update_generators(args, scratch, sums, begin, end));
 }
 

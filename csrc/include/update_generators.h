@@ -37,33 +37,37 @@ inline Crop packed_crop(std::int64_t cin, std::int64_t cout, std::int64_t K, boo
 struct Factor {
     Crop crop;
     const float* grad;
+    const float* code;  // [H]
 };
 
-// from_basis · basis + from_momentum · momentum + Σ_f numbers[f] · factor f; where from_momentum is zero the
-// momentum is not read.
-struct Combination {
-    float from_basis, from_momentum;
-    const float* numbers;  // [F]
+// What steps without a gradient make of a weight w and its momentum m:
+// w + change_from_weight · w + change_from_momentum · m and momentum_from_weight · w + momentum_from_momentum
+// · m.
+struct Drift {
+    float change_from_weight, change_from_momentum, momentum_from_weight, momentum_from_momentum;
 };
+
+// As many as there are values of `written`: whatever it holds, nothing out of bounds is read.
+inline constexpr std::int64_t kDrifts = 256;
 
 struct Generator {
     std::int64_t O, I, K, H;
+    std::int64_t taps;  // rows that are written together
     // Written by update_generators alone.
     float* basis;                 // [O, I, K, H]
     void* basis_momentum;         // [O, I, K, H], of floats or of BFloat16
     float *bias, *bias_momentum;  // [O, I, K]
     bool half_momentum;           // whether it is of BFloat16
+    // The step after which rows were last written, and what has become of those since.
+    const std::uint8_t* written;  // [O, I · K / taps]
+    const Drift* drift;           // [kDrifts]
 
     std::int64_t row_length() const { return I * K; }
 };
 
 struct GenerateDelayed {
     Generator generator;
-    std::int64_t S, F;
-    const Factor* factors;  // [F]
-    // What to add to the basis. Its numbers are [S, F]: each times one plus the product of the two codes, so
-    // that they make weights, those of the bias among them, of the factors' gradients.
-    Combination change;
+    std::int64_t S;
     const float* codes;     // [S, H]
     const Crop* crops;      // [S]
     float* const* weights;  // [S]
@@ -72,27 +76,16 @@ struct GenerateDelayed {
 // Write blocks [begin, end) of the weights of all subnetworks, zero in their padding.
 void generate_delayed(Isa isa, const GenerateDelayed& args, std::int64_t begin, std::int64_t end);
 
-struct CodeGradients {
-    Generator generator;
-    std::int64_t F, pending;  // the last F - pending factors are those whose codes get gradients
-    const Factor* factors;    // [F]
-    Combination change;       // what to add to the basis first; its numbers are not used
-
-    // For each of the last factors, of its gradient: the sum of the rows that it is multiplied with, and its
-    // products with those of the pending factors.
-    std::int64_t sums() const { return (F - pending) * (generator.H + pending); }
-};
-
-// Add what blocks [begin, end) have of the sums [kUpdateBlocks, F - pending, H + pending].
-void code_gradients(Isa isa, const CodeGradients& args, double* sums, std::int64_t begin, std::int64_t end);
-
 struct UpdateGenerators {
-    CodeGradients gradients;                    // of the basis before the update
-    Combination basis, momentum;                // what to add to the basis, and the new momentum
-    const float *basis_codes, *momentum_codes;  // [F, H], the factors' codes times their numbers
+    Generator generator;
+    std::int64_t F;
+    const Factor* factors;  // [F]
+    bool everywhere;        // whether rows in no crop are updated, too
+    float lr, momentum, weight_decay;
 };
 
-// Update the rows of blocks [begin, end) in place, and add to the sums as code_gradients does.
+// Update rows of blocks [begin, end) in place, and add to the sums [kUpdateBlocks, F, H] the gradients of the
+// factors' codes, of the basis before this step. `written` is left as it is.
 void update_generators(Isa isa, const UpdateGenerators& args, double* sums, std::int64_t begin,
                        std::int64_t end);
 

@@ -50,11 +50,12 @@ Assist = Callable[[Any, Callable[[], Any], Callable[[Any], None]], None]
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong on another rank, and the exit status it asks for."""
+    """What went wrong on another rank, and the exit status it asks for; maybe ``of_all`` ranks, and each may say it."""
 
     status: int
     reason: str
     traceback: str
+    of_all: bool = False
 
 
 def launch(command: Callable[[], int], assist: Assist) -> int:
@@ -167,7 +168,8 @@ class Leader:
             # It may be the death of a third one that it noticed.
             time.sleep(NOTICE)
             self.check_alive()
-            error = (UserError if message.status == 2 else RankError)(f"rank {rank}: {message.reason}")
+            reason = message.reason if message.of_all else f"rank {rank}: {message.reason}"
+            error = (UserError if message.status == 2 else RankError)(reason)
             error.add_note(message.traceback)
             raise error
         return rank, message
@@ -289,6 +291,8 @@ def _failure(error: Exception) -> Failure:
     details = traceback.format_exc()
     if isinstance(error, UserError | BackendError):
         return Failure(2, str(error), details)
+    if isinstance(error, RankError):
+        return Failure(1, str(error), details, of_all=True)
     return Failure(1, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", details)
 
 

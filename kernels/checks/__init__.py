@@ -6,7 +6,6 @@ device tensors (channel counts, slot numbers) are not looked at here: a kernel t
 """
 
 from kernels.checks.generators import (
-    code_gradients,
     generate_delayed,
     generate_weights,
     generate_weights_backward,
@@ -29,7 +28,6 @@ from kernels.checks.networks import (
 )
 
 __all__ = [
-    "code_gradients",
     "fused_block",
     "generate_delayed",
     "generate_weights",

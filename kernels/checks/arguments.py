@@ -112,9 +112,9 @@ def expect_shortcut(x: Tensor, slot: int, count: int, shortcut: Tensor | None, s
         expect_indices(x, count, shortcut_source=shortcut_source)
 
 
-def count_of(tensor: Tensor, name: str) -> int:
+def count_of(tensor: Tensor, name: str, least: int = 1) -> int:
     check(
-        tensor.dim() == 1 and tensor.shape[0] >= 1,
-        lambda: f"{name} must be [S] with S at least 1, got {list(tensor.shape)}",
+        tensor.dim() == 1 and tensor.shape[0] >= least,
+        lambda: f"{name} must be [S] with S at least {least}, got {list(tensor.shape)}",
     )
     return tensor.shape[0]

@@ -1,14 +1,11 @@
-"""`generate_delayed` in Triton: the kernel of `generate_weights`, on what the steps still to come make of its rows.
+"""`generate_delayed` in Triton: the kernel of `generate_weights`, on what has become of its rows.
 
 Proven by Triton's interpreter and by compilation ahead of time; not run on a GPU.
 """
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from kernels.generate_weights.triton import launch
-from kernels.gpu.generators import steps_of
 
 
 def generate_delayed_triton(
@@ -16,17 +13,12 @@ def generate_delayed_triton(
     bias: Tensor,
     basis_momentum: Tensor,
     bias_momentum: Tensor,
-    factor_codes: Sequence[Tensor],
-    factor_grads: Sequence[Tensor],
-    factor_cin: Sequence[Tensor],
-    factor_cout: Sequence[Tensor],
-    depthwise: bool,
-    coefficients: Sequence[float],
+    written: Tensor,
+    drift: Tensor,
     codes: Tensor,
     cin: Tensor,
     cout: Tensor,
+    depthwise: bool,
 ) -> Tensor:
     """Launch the kernel. Arguments and results: `kernels.generate_delayed`."""
-    momentum: list[Tensor | None] = [basis_momentum, bias_momentum] if coefficients[1] else [None, None]
-    steps = steps_of(factor_codes, factor_grads, factor_cin, factor_cout)
-    return launch(basis, bias, momentum, steps, tuple(coefficients), codes, cin, cout, depthwise)
+    return launch(basis, bias, (basis_momentum, bias_momentum, written, drift), codes, cin, cout, depthwise)

@@ -6,7 +6,6 @@ Nothing is read back to the host. Proven by Triton's interpreter and by compilat
 Legend: S subnetworks, R rows of a tile (one tap of 16 channels out × some channels in), H hidden size.
 """
 
-from collections.abc import Sequence
 from math import isqrt
 
 import torch
@@ -15,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.device import multiply_add, padded
-from kernels.gpu.generators import Step, decayed, gradient
+from kernels.gpu.generators import drift_of, drifted
 from kernels.gpu.tiles import product_precision, tile
 from kernels.layout import PANEL, weight_slot
 
@@ -31,23 +30,9 @@ def _most(channels_S, count, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _add_step(
-    w_RS, step, coefficient, codes_HS, h, hidden, o_R, i_R, tap, taps, DEPTHWISE: tl.constexpr, PANEL: tl.constexpr
-):  # fmt: skip
-    """Add what the gradient of an earlier step has changed: Σ_f g[f,r] · (1 + codes[f] · codes[s]), 1 for the bias."""
-    codes, grad, cin_S, cout_S, count, slot = step
-    for f in range(0, count):
-        g_R = gradient(grad, slot, f, tl.load(cin_S + f), tl.load(cout_S + f), o_R, i_R, tap, taps, DEPTHWISE, PANEL)
-        code_H = tl.load(codes + f * hidden + h, mask=h < hidden, other=0)
-        alike_S = 1 + tl.sum(code_H[:, None] * codes_HS, 0)
-        w_RS += (coefficient * g_R)[:, None] * alike_S[None, :]
-    return w_RS
-
-
-@triton.jit
 def _generate_kernel(
-    basis, bias, basis_momentum, bias_momentum, steps, coefficients, codes, weight, cin_S, cout_S, count, max_cout,
-    max_cin, taps, hidden, w_slot,
+    basis, bias, basis_momentum, bias_momentum, written, drift, codes, weight, cin_S, cout_S, count, max_cout, max_cin,
+    taps, hidden, w_slot,
     DEPTHWISE: tl.constexpr, PRECISION: tl.constexpr, PANEL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):  # fmt: skip
@@ -61,8 +46,15 @@ def _generate_kernel(
     row_R = (o_R.to(tl.int64) * max_cin + i_R) * taps + tap
     kept_R = (o_R < _most(cout_S, count, COLUMNS)) & (DEPTHWISE | (i_R < _most(cin_S, count, COLUMNS)))
     at_RH = row_R[:, None] * hidden + h[None, :]
-    rows_RH = decayed(basis, basis_momentum, coefficients, at_RH, kept_R[:, None] & (h < hidden)[None, :])
-    bias_R = decayed(bias, bias_momentum, coefficients, row_R, kept_R).to(tl.float32)
+    kept_RH = kept_R[:, None] & (h < hidden)[None, :]
+    rows_RH, bias_R = tl.load(basis + at_RH, mask=kept_RH, other=0), tl.load(bias + row_R, mask=kept_R, other=0)
+    if drift is not None:
+        # Momentum of which nothing comes is not read.
+        from_w_R, from_m_R = drift_of(drift, written, o_R, i_R, max_cin, kept_R, 0)
+        moves_R = kept_R & (from_m_R != 0)
+        m_RH = tl.load(basis_momentum + at_RH, mask=kept_RH & moves_R[:, None], other=0)
+        rows_RH = drifted(rows_RH, m_RH, from_w_R[:, None], from_m_R[:, None])
+        bias_R = drifted(bias_R, tl.load(bias_momentum + row_R, mask=moves_R, other=0), from_w_R, from_m_R)
     for first in range(0, count, COLUMNS):
         s = first + tl.arange(0, COLUMNS)
         real_S = s < count
@@ -70,12 +62,8 @@ def _generate_kernel(
         codes_HS = tl.load(
             codes + s[None, :] * hidden + h[:, None], mask=real_S[None, :] & (h < hidden)[:, None], other=0
         )
-        bias_RS = tl.broadcast_to(bias_R[:, None], (ROWS, COLUMNS))
+        bias_RS = tl.broadcast_to(bias_R.to(tl.float32)[:, None], (ROWS, COLUMNS))
         w_RS = multiply_add(rows_RH, codes_HS, bias_RS, PRECISION)
-        for j in tl.static_range(len(steps)):
-            w_RS = _add_step(
-                w_RS, steps[j], coefficients[2 + j], codes_HS, h, hidden, o_R, i_R, tap, taps, DEPTHWISE, PANEL
-            )
         kept_RS = o_R[:, None] < cout[None, :]
         if DEPTHWISE:
             stride = padded(cout)
@@ -95,21 +83,19 @@ def generate_weights_triton(
     basis: Tensor, bias: Tensor, codes: Tensor, cin: Tensor, cout: Tensor, depthwise: bool
 ) -> Tensor:
     """Launch the kernel. Arguments and results: `kernels.generate_weights`."""
-    return launch(basis, bias, (None, None), (), None, codes, cin, cout, depthwise)
+    return launch(basis, bias, (None, None, None, None), codes, cin, cout, depthwise)
 
 
 def launch(
     basis: Tensor,
     bias: Tensor,
-    momentum: Sequence[Tensor | None],
-    steps: tuple[Step, ...],
-    coefficients: tuple[float, ...] | None,
+    late: tuple[Tensor | None, ...],
     codes: Tensor,
     cin: Tensor,
     cout: Tensor,
     depthwise: bool,
 ) -> Tensor:
-    """The packed weights `[S, slot]`, with coefficients those of some steps later (`kernels.gpu.generators`)."""
+    """The packed weights `[S, slot]`: of rows that waited, `late` are both momenta, `written` and `drift`."""
     (max_cout, max_cin, taps, hidden), count = basis.shape, codes.shape[0]
     size = tile("generate_weights", basis.dtype)
     slot = weight_slot(max_cin, max_cout, isqrt(taps), basis.dtype, depthwise, basis.device)
@@ -117,8 +103,7 @@ def launch(
     run, panels = (max_cout, 1) if depthwise else (max_cin * PANEL, triton.cdiv(max_cout, PANEL))
     with torch.cuda.device_of(basis):
         _generate_kernel[taps * triton.cdiv(run, size.rows), panels](
-            basis, bias, *momentum, steps, coefficients, codes, weight, cin, cout, count, max_cout, max_cin, taps,
-            hidden, slot, depthwise, product_precision(basis.dtype), PANEL, size.rows, size.columns,
+            basis, bias, *late, codes, weight, cin, cout, count, max_cout, max_cin, taps, hidden, slot, depthwise, product_precision(basis.dtype), PANEL, size.rows, size.columns,
             max(triton.next_power_of_2(hidden), 16), **size.options,
         )  # fmt: skip
     return weight

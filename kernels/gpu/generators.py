@@ -1,20 +1,12 @@
-"""What the kernels that train weight generators share: rows of a basis, and the gradients of a step as its factors.
-
-A step is a tuple `(codes [S, H], packed gradients [S, slot], cin [S], cout [S], S, slot)`; a launch takes a tuple of
-them, and for each the numbers of a `Recurrence`, so that nothing is copied together.
+"""What the kernels that train weight generators share: rows of a basis, what becomes of them, and gradients as factors.
 
 Legend: S subnetworks, R rows of a tile, H hidden size.
 """
 
-from collections.abc import Sequence
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from kernels.gpu.device import padded
-
-Step = tuple[Tensor, Tensor, Tensor, Tensor, int, int]
 
 
 @triton.jit
@@ -35,10 +27,11 @@ def inside_crop(o_R, i_R, cin, cout, DEPTHWISE: tl.constexpr):
 @triton.jit
 def kept_by_any(o_R, i_R, cin_S, cout_S, count, DEPTHWISE: tl.constexpr):
     """Whether any subnetwork keeps the rows."""
-    kept_R = o_R < 0
+    # In numbers: predicates that go through a loop would be spilled.
+    kept_R = tl.zeros_like(o_R)
     for s in range(0, count):
-        kept_R |= inside_crop(o_R, i_R, tl.load(cin_S + s), tl.load(cout_S + s), DEPTHWISE)
-    return kept_R
+        kept_R |= inside_crop(o_R, i_R, tl.load(cin_S + s), tl.load(cout_S + s), DEPTHWISE).to(tl.int32)
+    return kept_R != 0
 
 
 @triton.jit
@@ -53,46 +46,37 @@ def gradient(grad, slot, s, cin, cout, o_R, i_R, tap_R, taps, DEPTHWISE: tl.cons
 
 
 @triton.jit
-def step_gradients(step, h, hidden, o_R, i_R, tap_R, taps, DEPTHWISE: tl.constexpr, PANEL: tl.constexpr):
-    """The gradients of rows of basis and bias of one step: Σ_s g[s] ⊗ codes[s] and Σ_s g[s]."""
-    codes, grad, cin_S, cout_S, count, slot = step
-    d_bias_R = tl.zeros_like(o_R).to(tl.float32)
-    d_basis_RH = d_bias_R[:, None] * tl.zeros_like(h).to(tl.float32)[None, :]
+def drift_of(drift, written, o_R, i_R, max_cin, mask_R, FIRST: tl.constexpr):
+    """Two numbers of what has become of rows since they were written: those of weights from 0, of momentum from 2 on."""
+    step_R = tl.load(written + o_R.to(tl.int64) * max_cin + i_R, mask=mask_R, other=0).to(tl.int32)
+    from_weight_R = tl.load(drift + 4 * step_R + FIRST, mask=mask_R, other=0)
+    return from_weight_R, tl.load(drift + 4 * step_R + FIRST + 1, mask=mask_R, other=0)
+
+
+@triton.jit
+def drifted(w, m, from_weight, from_momentum):
+    """Weights after the steps since they were written. The momentum may be of less precision than they are."""
+    # What is added is summed up first: it is far smaller than what it is added to.
+    return w + (from_weight * w + from_momentum * m.to(w.dtype))
+
+
+@triton.jit
+def add_gradients(
+    sums_SH, m_RH, m_R, w_RH, codes, grad, cin_S, cout_S, count, slot, h, hidden, o_R, i_R, tap_R, taps,
+    DEPTHWISE: tl.constexpr, PANEL: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """Add the gradients of a tile's rows, Σ_s g[s] ⊗ codes[s] and Σ_s g[s], and to the sums those of the codes.
+
+    Those are Σ_r g[s,r] · w[r], summed in float32, added in float64.
+    """
     for s in range(0, count):
         g_R = gradient(grad, slot, s, tl.load(cin_S + s), tl.load(cout_S + s), o_R, i_R, tap_R, taps, DEPTHWISE, PANEL)
         code_H = tl.load(codes + s * hidden + h, mask=h < hidden, other=0)
-        d_basis_RH += g_R[:, None] * code_H[None, :]
-        d_bias_R += g_R
-    return d_basis_RH, d_bias_R
-
-
-@triton.jit
-def decayed(weights, momentum, coefficients, at, mask):
-    """Numbers of a basis or bias; with coefficients, what is to come makes of them, but for the factors of its steps.
-
-    Without momentum its coefficient is zero. It may be of less precision than the numbers.
-    """
-    w = tl.load(weights + at, mask=mask, other=0)
-    if coefficients is not None:
-        # What is added is summed up first: it is far smaller than what it is added to.
-        change = coefficients[0] * w
-        if momentum is not None:
-            change += coefficients[1] * tl.load(momentum + at, mask=mask, other=0).to(w.dtype)
-        w += change
-    return w
-
-
-@triton.jit
-def add_code_gradients(
-    sums_SH, basis_RH, last, o_R, i_R, tap_R, taps, DEPTHWISE: tl.constexpr, PANEL: tl.constexpr, COUNT: tl.constexpr
-):  # fmt: skip
-    """Add Σ_r g[s,r] · basis[r] of a tile, summed in float32, to the float64 sums of every subnetwork."""
-    _, grad, cin_S, cout_S, count, slot = last
-    for s in range(0, count):
-        g_R = gradient(grad, slot, s, tl.load(cin_S + s), tl.load(cout_S + s), o_R, i_R, tap_R, taps, DEPTHWISE, PANEL)
-        total_H = tl.sum(g_R[:, None] * basis_RH, 0).to(tl.float64)
+        total_H = tl.sum(g_R[:, None] * w_RH, 0).to(tl.float64)
         sums_SH += tl.where((tl.arange(0, COUNT) == s)[:, None], total_H[None, :], 0)
-    return sums_SH
+        m_RH += g_R[:, None] * code_H[None, :]
+        m_R += g_R
+    return sums_SH, m_RH, m_R
 
 
 @triton.jit
@@ -101,11 +85,3 @@ def store_sums(parts, part, sums_SH, h, hidden, count, COUNT: tl.constexpr):
     s = tl.arange(0, COUNT)
     at_SH = (part.to(tl.int64) * count + s)[:, None] * hidden + h[None, :]
     tl.store(parts + at_SH, sums_SH, mask=(s < count)[:, None] & (h < hidden)[None, :])
-
-
-def steps_of(
-    codes: Sequence[Tensor], grads: Sequence[Tensor], cin: Sequence[Tensor], cout: Sequence[Tensor]
-) -> tuple[Step, ...]:
-    """The steps as a launch takes them."""
-    given = zip(codes, grads, cin, cout, strict=True)
-    return tuple((c, g, i, o, len(g), g.shape[1]) for c, g, i, o in given)

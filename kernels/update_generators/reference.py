@@ -1,15 +1,17 @@
 """`update_generators_` in PyTorch: the definition every kernel is held to.
 
-Legend: S subnetworks of one step, T steps, O channels out, I channels in, K = kernel² taps, R = O·I·K rows, H hidden
-size of the weight generator.
+Legend: S subnetworks, O channels out, I channels in, K = kernel² taps, R = O·I·K rows, H hidden size of the weight
+generator.
 """
 
-from collections.abc import Sequence
+from math import isqrt
 
+import torch
 from torch import Tensor
 
-from kernels.code_gradients.reference import code_gradients_reference
-from kernels.generate_delayed.reference import dense_gradients
+from kernels.generate_delayed.reference import drifted
+from kernels.generate_weights.reference import crops
+from kernels.layout import read_weights
 
 
 def update_generators_reference(
@@ -17,50 +19,66 @@ def update_generators_reference(
     bias: Tensor,
     basis_momentum: Tensor,
     bias_momentum: Tensor,
-    codes: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    cin: Sequence[Tensor],
-    cout: Sequence[Tensor],
+    written: Tensor,
+    drift: Tensor,
+    codes: Tensor,
+    grad: Tensor,
+    cin: Tensor,
+    cout: Tensor,
     depthwise: bool,
-    before: Sequence[float],
-    weights: Sequence[float],
-    momentum: Sequence[float],
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    everywhere: bool,
+    step: int,
 ) -> Tensor:
-    """T steps of momentum SGD from the factors of their gradients, in place. With d_j = Σ_s grads[j][s] ⊗ codes[j][s]:
+    """A step of momentum SGD from the factors of the gradients, in place, of all rows that a crop or `everywhere` holds:
 
-        basis, m ← basis + weights[0] · basis + weights[1] · m + Σ_j weights[2+j] · d_j,
-                           momentum[0] · basis + momentum[1] · m + Σ_j momentum[2+j] · d_j
+        w, m  ← what `drift` says of the steps since they were `written`
+        m     ← momentum · m + d + weight_decay · w       d = Σ_s grad[s] ⊗ codes[s], of the bias Σ_s grad[s]
+        w     ← w - lr · m
 
-    and likewise for the bias, without the codes; a bfloat16 m is rounded to nearest after the last step. Shapes and
-    errors: `kernels.update_generators_`. Returns the
-    `code_gradients` `[S, H]` of the last step, of the weights that `before` makes of what is there before all this and
-    of the other factors; with an empty `before`, of none: `[0, H]`.
+    and `written` ← `step`, or 0 if everywhere. A bfloat16 m is rounded to nearest when it is written. Shapes and
+    errors: `kernels.update_generators_`. Returns the gradients `[S, H]` of the codes: Σ_{o,i,k} grad[s] · basis, of
+    the basis before this step.
     """
-    d_codes = basis.new_empty(0, basis.shape[-1])
-    if before:
-        d_codes = code_gradients_reference(
-            basis,
-            bias,
-            basis_momentum,
-            bias_momentum,
-            codes[:-1],
-            grads[:-1],
-            cin[:-1],
-            cout[:-1],
-            depthwise,
-            before,
-            grads[-1],
-            cin[-1],
-            cout[-1],
-        )
-    g_TSOIK = [dense_gradients(g, basis, i, o, depthwise) for g, i, o in zip(grads, cin, cout, strict=True)]
-    for own, m, codes_TSH in ((basis, basis_momentum, codes), (bias, bias_momentum, None)):
-        old = m.to(own.dtype)
-        change, new = weights[0] * own + weights[1] * old, momentum[0] * own + momentum[1] * old
-        for j, g_SOIK in enumerate(g_TSOIK):
-            d = g_SOIK.sum(0) if codes_TSH is None else g_SOIK.flatten(1).T @ codes_TSH[j]
-            change.add_(d.view_as(own), alpha=weights[2 + j])
-            new.add_(d.view_as(own), alpha=momentum[2 + j])
-        own.add_(change)
-        m.copy_(new)
+    g_SOIK = dense_gradients(grad, basis, cin, cout, depthwise)
+    visited_OI = visited(written, cin, cout, depthwise, everywhere)
+    d_basis, d_bias = (g_SOIK.flatten(1).T @ codes).view_as(basis), g_SOIK.sum(0)
+    d_codes = None
+    for own, own_momentum, d in ((basis, basis_momentum, d_basis), (bias, bias_momentum, d_bias)):
+        w, m = drifted(own, own_momentum, written, drift)
+        if own is basis:
+            # Rows outside all crops may hold anything.
+            seen = torch.where(visited_OI.view(*visited_OI.shape, 1, 1), w, 0)
+            d_codes = g_SOIK.flatten(1) @ seen.flatten(0, -2)
+        m = momentum * m + (d + weight_decay * w)
+        here = visited_OI.view(*visited_OI.shape, *[1] * (own.dim() - 2))
+        own.copy_(torch.where(here, w - lr * m, own))
+        own_momentum.copy_(torch.where(here, m, own_momentum.to(m.dtype)))
+    note_written(written, visited_OI, everywhere, step)
+    assert d_codes is not None
     return d_codes
+
+
+def visited(written: Tensor, cin: Tensor, cout: Tensor, depthwise: bool, everywhere: bool) -> Tensor:
+    """Which channels out and in, bool `[O, I]`, a step changes."""
+    if everywhere:
+        return torch.ones_like(written, dtype=torch.bool)
+    o, i = (torch.arange(n, device=written.device) for n in written.shape)
+    inside_SOI = (o < cout[:, None])[:, :, None] & (depthwise | (i < cin[:, None]))[:, None, :]
+    return inside_SOI.any(0)
+
+
+def note_written(written: Tensor, visited_OI: Tensor, everywhere: bool, step: int) -> None:
+    """Note that they were written after this step."""
+    written.masked_fill_(visited_OI, 0 if everywhere else step)
+
+
+def dense_gradients(grad: Tensor, basis: Tensor, cin: Tensor, cout: Tensor, depthwise: bool) -> Tensor:
+    """Packed gradients `[S, slot]` as `[S, O, I, K]`, zero outside their crops."""
+    kernel = isqrt(basis.shape[2])
+    g_SOIK = basis.new_zeros(len(grad), *basis.shape[:3])
+    for g_OIK, packed, (o, i) in zip(g_SOIK, grad, crops(cin, cout, basis, depthwise), strict=True):
+        g_OIK[:o, :i] = read_weights(packed, i, o, kernel, depthwise).flatten(2)
+    return g_SOIK

@@ -1,66 +1,62 @@
 """`update_generators_` in Triton: one pass over the rows of basis and momentum, each read and written once.
 
 A program takes a run of neighbouring tiles; the gradients of the codes are its sums, which a second launch adds in
-order. Nothing is read back to the host. Proven by Triton's interpreter and by compilation ahead of time; not run on a
-GPU.
+order. Rows that wait are neither read nor written. When rows were written is noted afterwards: tiles may share a
+channel. Nothing is read back to the host. Proven by Triton's interpreter and by compilation ahead of time; not run on
+a GPU.
 
 Legend: S subnetworks, R rows of a tile, H hidden size.
 """
-
-from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.generators import add_code_gradients, place, step_gradients, steps_of, store_sums
+from kernels.gpu.generators import add_gradients, drift_of, drifted, kept_by_any, place, store_sums
 from kernels.gpu.sums import add_programs
 from kernels.gpu.tiles import generator_runs, generator_tile
 from kernels.layout import PANEL
+from kernels.update_generators.reference import note_written, visited
 
 
 @triton.jit
 def _update_kernel(
-    basis, bias, basis_momentum, bias_momentum, parts, steps, before, weights, momentum, rows, max_cin, taps, hidden,
-    tiles_each,
-    DEPTHWISE: tl.constexpr, PANEL: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, COUNT: tl.constexpr,
+    basis, bias, basis_momentum, bias_momentum, written, drift, parts, codes, grad, cin_S, cout_S, count, slot, rows,
+    max_cin, taps, hidden, tiles_each, lr, momentum, weight_decay,
+    EVERYWHERE: tl.constexpr, DEPTHWISE: tl.constexpr, PANEL: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+    COUNT: tl.constexpr,
 ):  # fmt: skip
     h = tl.arange(0, DEPTH)
     sums_SH = tl.zeros((COUNT, DEPTH), tl.float64)
     for tile in range(0, tiles_each):
         row_R = (tl.program_id(0) * tiles_each + tile) * ROWS + tl.arange(0, ROWS)
-        exists_R = row_R < rows
         o_R, i_R, tap_R = place(row_R, max_cin, taps)
+        visited_R = row_R < rows
+        if not EVERYWHERE:
+            visited_R &= kept_by_any(o_R, i_R, cin_S, cout_S, count, DEPTHWISE)
         at_RH = row_R.to(tl.int64)[:, None] * hidden + h[None, :]
-        exists_RH = exists_R[:, None] & (h < hidden)[None, :]
-        w_RH = tl.load(basis + at_RH, mask=exists_RH, other=0)
-        m_RH = tl.load(basis_momentum + at_RH, mask=exists_RH, other=0).to(w_RH.dtype)
-        w_R = tl.load(bias + row_R, mask=exists_R, other=0)
-        m_R = tl.load(bias_momentum + row_R, mask=exists_R, other=0)
+        visited_RH = visited_R[:, None] & (h < hidden)[None, :]
+        old_RH = tl.load(basis + at_RH, mask=visited_RH, other=0)
+        old_R = tl.load(bias + row_R, mask=visited_R, other=0)
+        m_RH = tl.load(basis_momentum + at_RH, mask=visited_RH, other=0).to(old_RH.dtype)
+        m_R = tl.load(bias_momentum + row_R, mask=visited_R, other=0)
 
-        changed_RH, changed_R = weights[0] * w_RH + weights[1] * m_RH, weights[0] * w_R + weights[1] * m_R
-        new_RH, new_R = momentum[0] * w_RH + momentum[1] * m_RH, momentum[0] * w_R + momentum[1] * m_R
-        earlier_RH = w_RH
-        if before is not None:
-            earlier_RH += before[0] * w_RH + before[1] * m_RH
-        for j in tl.static_range(len(steps)):
-            d_RH, d_R = step_gradients(steps[j], h, hidden, o_R, i_R, tap_R, taps, DEPTHWISE, PANEL)
-            changed_RH += weights[2 + j] * d_RH
-            changed_R += weights[2 + j] * d_R
-            new_RH += momentum[2 + j] * d_RH
-            new_R += momentum[2 + j] * d_R
-            if before is not None and j < len(steps) - 1:
-                earlier_RH += before[2 + j] * d_RH
-        if before is not None:
-            last = steps[len(steps) - 1]
-            sums_SH = add_code_gradients(sums_SH, earlier_RH, last, o_R, i_R, tap_R, taps, DEPTHWISE, PANEL, COUNT)
-        tl.store(basis + at_RH, w_RH + changed_RH, mask=exists_RH)
-        tl.store(basis_momentum + at_RH, new_RH.to(basis_momentum.dtype.element_ty), mask=exists_RH)
-        tl.store(bias + row_R, w_R + changed_R, mask=exists_R)
-        tl.store(bias_momentum + row_R, new_R, mask=exists_R)
-    if before is not None:
-        store_sums(parts, tl.program_id(0), sums_SH, h, hidden, steps[len(steps) - 1][4], COUNT)
+        from_w_R, from_m_R = drift_of(drift, written, o_R, i_R, max_cin, visited_R, 0)
+        w_RH = drifted(old_RH, m_RH, from_w_R[:, None], from_m_R[:, None])
+        w_R = drifted(old_R, m_R, from_w_R, from_m_R)
+        from_w_R, from_m_R = drift_of(drift, written, o_R, i_R, max_cin, visited_R, 2)
+        m_RH = momentum * (from_w_R[:, None] * old_RH + from_m_R[:, None] * m_RH) + weight_decay * w_RH
+        m_R = momentum * (from_w_R * old_R + from_m_R * m_R) + weight_decay * w_R
+        sums_SH, m_RH, m_R = add_gradients(
+            sums_SH, m_RH, m_R, w_RH, codes, grad, cin_S, cout_S, count, slot, h, hidden, o_R, i_R, tap_R, taps,
+            DEPTHWISE, PANEL, COUNT,
+        )  # fmt: skip
+        tl.store(basis + at_RH, w_RH - lr * m_RH, mask=visited_RH)
+        tl.store(basis_momentum + at_RH, m_RH.to(basis_momentum.dtype.element_ty), mask=visited_RH)
+        tl.store(bias + row_R, w_R - lr * m_R, mask=visited_R)
+        tl.store(bias_momentum + row_R, m_R, mask=visited_R)
+    store_sums(parts, tl.program_id(0), sums_SH, h, hidden, count, COUNT)
 
 
 def update_generators_triton(
@@ -68,25 +64,30 @@ def update_generators_triton(
     bias: Tensor,
     basis_momentum: Tensor,
     bias_momentum: Tensor,
-    codes: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    cin: Sequence[Tensor],
-    cout: Sequence[Tensor],
+    written: Tensor,
+    drift: Tensor,
+    codes: Tensor,
+    grad: Tensor,
+    cin: Tensor,
+    cout: Tensor,
     depthwise: bool,
-    before: Sequence[float],
-    weights: Sequence[float],
-    momentum: Sequence[float],
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    everywhere: bool,
+    step: int,
 ) -> Tensor:
     """Launch the kernels. Arguments and results: `kernels.update_generators_`."""
     max_cout, max_cin, taps, hidden = basis.shape
-    rows, count = max_cout * max_cin * taps, len(codes[-1]) if before else 0
+    rows, count = max_cout * max_cin * taps, len(codes)
     size = generator_tile(hidden)
     tiles_each, programs = generator_runs(rows, size)
     parts = basis.new_empty(programs, count, hidden, dtype=torch.float64)
     with torch.cuda.device_of(basis):
         _update_kernel[programs,](
-            basis, bias, basis_momentum, bias_momentum, parts, steps_of(codes, grads, cin, cout),
-            tuple(before) if before else None, tuple(weights), tuple(momentum), rows, max_cin, taps, hidden, tiles_each,
-            depthwise, PANEL, size.rows, size.columns, triton.next_power_of_2(max(count, 1)), **size.options,
+            basis, bias, basis_momentum, bias_momentum, written, drift, parts, codes, grad, cin, cout, count,
+            grad.shape[1], rows, max_cin, taps, hidden, tiles_each, lr, momentum, weight_decay, everywhere, depthwise,
+            PANEL, size.rows, size.columns, triton.next_power_of_2(max(count, 1)), **size.options,
         )  # fmt: skip
+        note_written(written, visited(written, cin, cout, depthwise, everywhere), everywhere, step)
         return add_programs(parts, basis.dtype)

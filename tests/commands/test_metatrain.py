@@ -18,15 +18,16 @@ from small_runs import TINY_NET, ErrorLine, run, start
 from torch import Tensor
 
 from engine.data.decode import decode_file
-from engine.factored_sgd import DELAYS
 from engine.files import sha256_file
 from engine.run.checkpoint import load_checkpoint, save_checkpoint
+from engine.space import architecture
+from engine.training_costs import steps_between_rests
 
 # Long enough to be hit while it runs; a checkpoint as often as the 5 % rule allows.
 STEPS = 120
 INTERRUPTIBLE: tuple[object, ...] = ("--hidden", "1", "--steps", STEPS, "--batch", "8", "--calibration-images", "32")
 INTERRUPTIBLE += ("--checkpoint-minutes", "0")
-DELAYED_STEPS = 60
+DELAYED_STEPS = 90
 DELAYED = (*INTERRUPTIBLE, "--steps", DELAYED_STEPS, "--update", "delayed", "--momentum", "bfloat16")
 
 
@@ -105,6 +106,8 @@ def test_a_signal_saves_the_run_and_resuming_completes_it(
 def test_with_delayed_updates_a_run_killed_and_then_interrupted_ends_with_the_same_bits(
     delayed: Path, tmp_path: Path
 ) -> None:
+    rest = steps_between_rests("delayed", architecture("mobilenet_v1").build(10), 1, 8, 32)
+    assert 1 < rest < DELAYED_STEPS / 4, "there would be no steps to interrupt it between"
     out = tmp_path / "run"
     for number, resume in ((signal.SIGKILL, []), (signal.SIGINT, ["--resume"])):
         process, before = start("metatrain", "--out", out, *DELAYED, *resume), _last_step(out)
@@ -113,7 +116,7 @@ def test_with_delayed_updates_a_run_killed_and_then_interrupted_ends_with_the_sa
         process.send_signal(number)
         process.communicate(timeout=60)
         assert 0 < _last_step(out) < DELAYED_STEPS
-        assert _last_step(out) % DELAYS["delayed"] == 0, "it was not at rest"
+        assert _last_step(out) % rest == 0, "it was not at rest"
     assert process.returncode == 130
     last = load_checkpoint(out / "checkpoints")
     assert last is not None

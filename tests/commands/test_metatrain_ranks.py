@@ -21,9 +21,10 @@ pytestmark = pytest.mark.skipif(not torch_distributed.is_available(), reason="to
 
 NET: tuple[str, ...] = ("--hidden", "1", "--calibration-images", "16", "--device", "cpu")
 # Every step is saved, which a delayed update would not allow.
-SHORT = (*NET, "--steps", "8", "--batch", "8", "--checkpoint-minutes", "0", "--update", "immediate")
+SAVED = (*NET, "--batch", "8", "--checkpoint-minutes", "0", "--update", "immediate")
+SHORT = (*SAVED, "--steps", "8")
 # Long enough to be hit while it runs.
-LONG = (*NET, "--steps", "30", "--batch", "8", "--checkpoint-minutes", "0")
+LONG = (*SAVED, "--steps", "30")
 
 
 class Plan(NamedTuple):

@@ -1,4 +1,4 @@
-"""Delayed updates of weight generators against updates at once, and their kernels against their definition."""
+"""Rows of weight generators that wait until a structure needs them, against updates everywhere in every step."""
 
 import copy
 from typing import Any
@@ -7,44 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ragged import INTERPRETED, NAN, assert_as_exact_as_torch, error, int32, one_kernel_for_all_examples
+from ragged import NAN, assert_as_exact_as_torch, error, int32, one_kernel_for_all_examples
 from torch import Tensor
-from weight_generators import Dense, Generator, crops, dense, generators, in_precision, state_of
+from weight_generators import Dense, Generator, crops, dense, generators, in_precision, late_generators, state_of
 
 import kernels
 from kernels import Factors, Recurrence, backends
 
 OP = "generate_delayed"
-EVERY = 4
-STEPS = 3 * EVERY + 2
-
-
-class Delayed:
-    """The generator with updates some steps late."""
-
-    def __init__(self, generator: Generator) -> None:
-        self.generator = generator
-        self.pending: list[Factors] = []
-        self.recurrence = Recurrence()
-
-    def weights(self, factors: Factors) -> Tensor:
-        made = factors.codes_SH, factors.cin_S, factors.cout_S
-        return kernels.generate_delayed(self.generator.state, self.pending, self.recurrence, *made)
-
-    def update(self, factors: Factors, lr: float) -> Tensor:
-        state, before, after = self.generator.state, self.recurrence, self.generator.next(self.recurrence, lr)
-        self.pending, self.recurrence = [*self.pending, factors], after
-        if len(self.pending) < EVERY:
-            given = factors.grad, factors.cin_S, factors.cout_S
-            return kernels.code_gradients(state, self.pending[:-1], before, *given)
-        found = kernels.update_generators_(state, self.pending, after, before)
-        assert found is not None
-        self.pending, self.recurrence = [], Recurrence()
-        return found
-
-    def settle(self) -> None:
-        if self.pending:
-            kernels.update_generators_(self.generator.state, self.pending, self.recurrence)
+REST = 6
+STEPS = 2 * REST + 2
 
 
 def lr_at(step: int) -> float:
@@ -54,14 +26,14 @@ def lr_at(step: int) -> float:
 @settings(max_examples=25)
 @given(generators(fresh=True), st.data())
 def test_delayed_updates_are_those_of_autograd_and_torch_sgd(generator: Generator, data: Any) -> None:
-    in_torch, delayed = Dense(generator, fresh=True), Delayed(generator)
+    in_torch = Dense(generator, fresh=True)
     for step in range(STEPS):
         factors = generator.random_factors(data.draw(crops(generator, most=3)))
-        weights = dense(generator, delayed.weights(factors), factors)
+        weights = dense(generator, generator.weights(factors), factors)
         torch.testing.assert_close(weights, [w.detach() for w in in_torch.weights(factors)], rtol=1e-10, atol=1e-10)
-        found, expected = delayed.update(factors, lr_at(step)), in_torch.update(factors, lr_at(step))
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    delayed.settle()
+        found = generator.update(factors, lr_at(step), everywhere=step % REST == REST - 1)
+        torch.testing.assert_close(found, in_torch.update(factors, lr_at(step)), rtol=1e-10, atol=1e-10)
+    generator.settle()
     for mine, theirs in zip(generator.tensors, in_torch.state, strict=False):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
@@ -70,68 +42,79 @@ def test_delayed_updates_are_those_of_autograd_and_torch_sgd(generator: Generato
 def test_in_single_precision_delayed_updates_stay_as_close_to_double_as_updates_at_once() -> None:
     torch.manual_seed(0)
     tensors = [torch.randn(40, 19, 9, 32) / 6, torch.randn(40, 19, 9) / 6]
-    state = state_of([*tensors, *map(torch.zeros_like, tensors)])
-    at_once = Generator(state, weight_decay=4e-5)
-    late, exact = Delayed(at_once.to(torch.float32)), Dense(at_once.to(torch.float64), fresh=True)
+    at_once = Generator(state_of([*tensors, *map(torch.zeros_like, tensors)]), weight_decay=4e-5)
+    late, exact = at_once.to(torch.float32), Dense(at_once.to(torch.float64), fresh=True)
     for step in range(STEPS):
-        factors = at_once.random_factors([(40, 19), (17, 19), (33, 5)])
-        late.update(factors, lr_at(step))
+        sizes = [[(40, 19), (17, 19)], [(33, 5)], [(8, 12), (3, 17)]][step % 3]
+        factors = at_once.random_factors(sizes)
+        late.update(factors, lr_at(step), everywhere=False)
         at_once.update(factors, lr_at(step))
         exact.update(in_precision(factors, torch.float64), lr_at(step))
     late.settle()
-    for mine, theirs, expected in zip(late.generator.tensors, at_once.tensors, exact.state, strict=True):
+    for mine, theirs, expected in zip(late.tensors, at_once.tensors, exact.state, strict=True):
         assert error(mine, expected) <= 2 * error(theirs, expected)
 
 
 def test_weight_decay_is_not_lost_where_it_is_less_than_the_rounding_of_a_weight() -> None:
-    shape = (1, 1, 1, 1)
-    tensors = [torch.ones(shape), torch.ones(shape[:3]), torch.zeros(shape), torch.zeros(shape[:3])]
-    generator = Generator(state_of(tensors), lr=1e-4, weight_decay=1e-4)
-    recurrence = generator.next()
-    assert 1 + recurrence.weights[0] == pytest.approx(1 - 1e-8, abs=1e-15)
-    assert recurrence.weights[0] == pytest.approx(-1e-8, rel=1e-12)
+    like = torch.zeros(1, dtype=torch.float64)
+    (decayed, *_), *_ = Recurrence().step(lr=1e-4, momentum=0.9, weight_decay=1e-4).drift(like).tolist()
+    assert decayed == pytest.approx(-1e-8, rel=1e-12)
 
 
-def poison(generator: Generator, sizes: list[tuple[int, int]], with_momentum: bool) -> None:
-    """NaN in whatever may not be read for these crops."""
-    outside = torch.ones(generator.state.bias_OIK.shape, dtype=torch.bool)
+def test_it_is_known_of_255_steps_when_rows_were_written_and_not_of_more() -> None:
+    recurrence = Recurrence()
+    for step in range(Recurrence.LONGEST):
+        assert recurrence.steps == step
+        recurrence = recurrence.step(lr=0.1, momentum=0.9, weight_decay=0.0)
+    assert recurrence.drift(torch.zeros(1)).isfinite().all()
+    with pytest.raises(ValueError, match="after 255 steps all rows have to be written"):
+        recurrence.step(lr=0.1, momentum=0.9, weight_decay=0.0)
+
+
+def inside(generator: Generator, sizes: list[tuple[int, int]]) -> Tensor:
+    """Which channels out and in any of the crops holds."""
+    kept = torch.zeros_like(generator.state.written_OI, dtype=torch.bool)
     for o, i in sizes:
-        outside[:o, :i] = False
-    for tensor in generator.tensors:
-        tensor[outside] = NAN
-    if not with_momentum:
-        for tensor in generator.tensors[2:]:
-            tensor.fill_(NAN)
+        kept[:o, :i] = True
+    return kept
+
+
+def with_only(generator: Generator, kept: Tensor, momentum_kept: Tensor) -> Generator:
+    """A copy with NaN in all other rows, or in their momentum alone."""
+    poisoned = copy.deepcopy(generator)
+    for number, tensor in enumerate(poisoned.tensors):
+        tensor[~(kept if number < 2 else momentum_kept)] = NAN
+    return poisoned
 
 
 @pytest.mark.usefixtures("kernel")
 @one_kernel_for_all_examples
-@given(generators(), st.data())
-def test_kernels_are_as_exact_as_the_reference_in_the_same_precision(generator: Generator, data: Any) -> None:
-    single = generator.to(torch.float32)
-    steps = data.draw(st.integers(0, 2 if INTERPRETED else 4))
-    pending = [single.random_factors(data.draw(crops(generator, most=3))) for _ in range(steps)]
-    recurrence = Recurrence()
-    for step in range(len(pending)):
-        recurrence = single.next(recurrence, 0.1 / (1 + step))
-    sizes = data.draw(crops(generator))
-    factors = single.random_factors(sizes)
-    poisoned = copy.deepcopy(single)
-    poison(poisoned, sizes, recurrence.weights[1] != 0)
+@given(late_generators(), st.data())
+def test_kernels_are_as_exact_as_the_reference_and_read_no_more_than_they_need(generator: Generator, data: Any) -> None:
+    single, sizes = generator.to(torch.float32), data.draw(crops(generator))
+    factors, kept = single.random_factors(sizes), inside(generator, sizes)
+    written, drift = generator.state.written_OI.long(), generator.recurrence.drift(single.tensors[0])
 
-    def results(of: Generator, like: Generator) -> list[Tensor]:
-        given = [in_precision(f, of.dtype) for f in (*pending, factors)]
-        made, late = given[-1], (given[:-1], recurrence)
-        weights = kernels.generate_delayed(like.state, *late, made.codes_SH, made.cin_S, made.cout_S)
-        d_codes = kernels.code_gradients(like.state, *late, made.grad, made.cin_S, made.cout_S)
-        updated = copy.deepcopy(of)
-        again = kernels.update_generators_(updated.state, given, single.next(recurrence), recurrence)
-        assert again is not None
-        return [*dense(of, weights, made), d_codes, again, *updated.tensors]
+    def results(of: Generator, for_weights: Generator, for_update: Generator) -> list[Tensor]:
+        made = in_precision(factors, of.dtype)
+        weights, updated = dense(of, for_weights.weights(made), made), copy.deepcopy(for_update)
+        d_codes = updated.update(made, everywhere=False)
+        assert updated.state.written_OI.equal(of.state.written_OI.masked_fill(kept, of.recurrence.steps + 1))
+        # Rows that wait are left as they are, whatever they hold.
+        for after, before in zip(updated.tensors, for_update.tensors, strict=True):
+            torch.testing.assert_close(after[~kept], before[~kept], rtol=0, atol=0, equal_nan=True)
+        everywhere, settled = copy.deepcopy(of), copy.deepcopy(of)
+        d_codes_again = everywhere.update(made)
+        settled.settle()
+        assert not any(each.state.written_OI.any() for each in (everywhere, settled))
+        changed = [tensor[kept] for tensor in updated.tensors]
+        return [*weights, d_codes, *changed, d_codes_again, *everywhere.tensors, *settled.tensors]
 
-    actual = results(single, poisoned)
+    of_weights = with_only(single, kept, kept & (drift[written, 1] != 0))
+    actual = results(single, of_weights, with_only(single, kept, kept))
+    double = single.to(torch.float64)
     with backends.use("reference"):
-        in_torch, exact = results(single, single), results(single.to(torch.float64), single.to(torch.float64))
+        in_torch, exact = results(single, single, single), results(double, double, double)
     for found, theirs, expected in zip(actual, in_torch, exact, strict=True):
         assert_as_exact_as_torch(found, theirs, expected)
 
@@ -144,9 +127,10 @@ def test_at_rest_it_generates_what_generate_weights_does_with_pad_channels_of_ze
 ) -> None:
     single = generator.to(torch.float32)
     factors = single.random_factors(data.draw(crops(generator)))
-    given = factors.codes_SH, factors.cin_S, factors.cout_S
-    packed = kernels.generate_delayed(single.state, [], Recurrence(), *given)
-    for slot, other, grad in zip(packed, single.weights(factors), factors.grad, strict=True):
+    basis, bias, *_ = single.tensors
+    given = basis, bias, factors.codes_SH, factors.cin_S, factors.cout_S
+    others = kernels.generate_weights(*given, depthwise=single.state.depthwise)
+    for slot, other, grad in zip(single.weights(factors), others, factors.grad, strict=True):
         front = max(int((~grad.isnan()).nonzero().max()) + 1, 1)
         torch.testing.assert_close(slot[:front], other[:front], rtol=1e-4, atol=1e-4)
         assert (slot[:front][grad[:front].isnan()] == 0).all()
@@ -159,7 +143,6 @@ def test_at_rest_it_generates_what_generate_weights_does_with_pad_channels_of_ze
         ("codes", torch.zeros(1, 3), "codes must be"),
         ("cin", [4], r"cin\[0\] is 4"),
         ("cout", [9], r"cout\[0\] is 9"),
-        ("recurrence", Recurrence(), r"coefficients must be 2 \+ 1 finite numbers"),
         ("grad", torch.zeros(1, 7), "a crop of 5 × 3 channels has 432 numbers, its slot 7"),
         ("grad", torch.zeros(2, 432), "grad must be"),
     ],
@@ -168,16 +151,9 @@ def test_bad_input_is_refused_with_the_argument_named(name: str, value: Any, mes
     tensors = torch.ones(5, 3, 9, 4), torch.ones(5, 3, 9), torch.ones(5, 3, 9, 4), torch.ones(5, 3, 9)
     generator = Generator(state_of(tensors))
     factors = generator.random_factors([(5, 3)])
-    given: dict[str, Any] = {
-        "codes": factors.codes_SH,
-        "cin": [3],
-        "cout": [5],
-        "grad": factors.grad,
-        "recurrence": generator.next(),
-    }
-    given |= {name: value}
-    late = generator.state, [factors], given["recurrence"]
+    given: dict[str, Any] = {"codes": factors.codes_SH, "cin": [3], "cout": [5], "grad": factors.grad} | {name: value}
     cin, cout = (int32(given[n]) for n in ("cin", "cout"))
-    op, argument = (kernels.code_gradients, "grad") if name == "grad" else (kernels.generate_delayed, "codes")
+    bad = Factors(given["codes"], given["grad"], cin, cout)
     with pytest.raises(RuntimeError, match=message):
-        op(*late, given[argument], cin, cout)
+        generator.update(bad) if name == "grad" else generator.weights(bad)
+    assert all((tensor == 1).all() for tensor in generator.tensors)

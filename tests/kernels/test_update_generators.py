@@ -1,7 +1,6 @@
 """update_generators_ against autograd's gradients given to torch.optim.SGD, in every instruction set here."""
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged import NAN, assert_as_exact_as_torch, int32, one_kernel_for_all_examples
-from weight_generators import Dense, Generator, crops, dense, generators, in_precision, state_of
+from weight_generators import (
+    Dense,
+    Generator,
+    crops,
+    dense,
+    generators,
+    in_precision,
+    late_generators,
+    state_of,
+)
 
 import kernels
-from kernels import Factors, Recurrence, backends
+from kernels import Factors, backends
 from kernels.functions import _call
 from kernels.layout import pack_weights
 from kernels.registration import overload
@@ -48,30 +56,20 @@ def test_a_step_is_as_exact_as_autograd_and_torch_sgd(generator: Generator, data
 
 
 def with_and_without_half_momentum(generator: Generator, data: Any) -> tuple[Any, Any]:
-    """All that three ops make of the same numbers: with the basis's momentum in bfloat16, and in float32."""
+    """All that the ops make of the same numbers: with the basis's momentum in bfloat16, and in float32."""
     half = generator.to(torch.float32).with_half_momentum()
-    single = half.to(torch.float32)
-    pending = [half.random_factors(data.draw(crops(half))) for _ in range(data.draw(st.integers(0, 2)))]
-    before = Recurrence()
-    for _ in pending:
-        before = half.next(before)
-    last = half.random_factors(data.draw(crops(half)))
-    given = last.codes_SH, last.cin_S, last.cout_S
+    factors, everywhere = half.random_factors(data.draw(crops(half))), data.draw(st.booleans())
+    # In the order of this tuple: weights, then the gradient of the codes, then what the update has changed.
     found, expected = (
-        (
-            dense(each, kernels.generate_delayed(each.state, pending, before, *given), last),
-            kernels.code_gradients(each.state, pending, before, last.grad, *given[1:]),
-            kernels.update_generators_(each.state, [*pending, last], each.next(before), before),
-            each.tensors,
-        )
-        for each in (half, single)
+        (dense(each, each.weights(factors), factors), each.update(factors, everywhere=everywhere), each.tensors)
+        for each in (half, half.to(torch.float32))
     )
     return found, expected
 
 
 @pytest.mark.usefixtures("kernel")
 @one_kernel_for_all_examples
-@given(generators(), st.data())
+@given(late_generators(), st.data())
 def test_a_momentum_in_bfloat16_is_rounded_when_it_is_written_and_nothing_else_is(
     generator: Generator, data: Any
 ) -> None:
@@ -133,16 +131,12 @@ def test_results_do_not_depend_on_the_number_of_threads(kernel: str) -> None:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
             generator = large()
-            factors = [generator.random_factors(LARGE_CROPS) for _ in range(2)]
-            early, late = generator.next(), generator.next(generator.next())
-            fronts = dense(generator, kernels.generate_delayed(
-                generator.state, factors[:1], early, factors[1].codes_SH, factors[1].cin_S, factors[1].cout_S
-            ), factors[1])  # fmt: skip
-            last = (factors[1].grad, factors[1].cin_S, factors[1].cout_S)
-            d_codes = kernels.code_gradients(generator.state, factors[:1], early, *last)
-            again = kernels.update_generators_(generator.state, factors, late, before=early)
-            assert again is not None
-            results.append([*fronts, d_codes, again, *generator.tensors])
+            factors = [generator.random_factors(sizes) for sizes in (LARGE_CROPS[1:], LARGE_CROPS)]
+            early = generator.update(factors[0], everywhere=False)
+            weights = dense(generator, generator.weights(factors[1]), factors[1])
+            results.append([early, *weights, generator.update(factors[1], everywhere=False), *generator.tensors])
+            generator.settle()
+            results[-1] += generator.tensors
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -162,22 +156,24 @@ def test_a_long_sum_of_a_codes_gradient_loses_nothing(kernel: str) -> None:
 
 
 def arguments() -> dict[str, Any]:
-    """Of the op in the order of its schema: two steps, the second one's code gradients asked for."""
+    """Of the op in the order of its schema."""
     torch.manual_seed(0)
     tensors = torch.ones(5, 3, 9, 4), torch.ones(5, 3, 9), torch.ones(5, 3, 9, 4), torch.ones(5, 3, 9)
     generator = Generator(state_of(tensors))
-    factors = [generator.random_factors(sizes) for sizes in ([(5, 3)], [(5, 3), (1, 2)])]
-    early, late = generator.next(), generator.next(generator.next())
-    names = ("basis", "bias", "basis_momentum", "bias_momentum")
-    return dict(zip(names, tensors, strict=True)) | {
-        "codes": [f.codes_SH for f in factors],
-        "grads": [f.grad for f in factors],
-        "cin": [f.cin_S for f in factors],
-        "cout": [f.cout_S for f in factors],
+    factors = generator.random_factors([(5, 3), (1, 2)])
+    names = ("basis", "bias", "basis_momentum", "bias_momentum", "written")
+    return dict(zip(names, generator.state.tensors, strict=True)) | {
+        "drift": generator.recurrence.drift(tensors[0]),
+        "codes": factors.codes_SH,
+        "grad": factors.grad,
+        "cin": factors.cin_S,
+        "cout": factors.cout_S,
         "depthwise": False,
-        "before": list(early.weights),
-        "weights": list(late.weights),
-        "momentum": list(late.momentum),
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.01,
+        "everywhere": False,
+        "step": 1,
     }
 
 
@@ -185,12 +181,11 @@ def arguments() -> dict[str, Any]:
 def test_the_ops_are_registered_with_what_they_change(namespace: str) -> None:
     # No gradient goes through them, and one may not change what autograd has saved: what is left to check of it.
     checked = ("test_schema", "test_faketensor")
-    given = {k: [t.nan_to_num() for t in v] if k == "grads" else v for k, v in arguments().items()}
+    given = {k: v.nan_to_num() if k in ("grad", "drift") else v for k, v in arguments().items()}
     torch.library.opcheck(overload(namespace, OP), tuple(given.values()), test_utils=checked)
-    state = [v[:1] if isinstance(v, list) else v for v in list(given.values())[:9]]
-    for op, last in (("generate_delayed", given["codes"]), ("code_gradients", given["grads"])):
-        arguments_of_op = (*state, given["before"], last[1], given["cin"][1], given["cout"][1])
-        torch.library.opcheck(overload(namespace, op), arguments_of_op, test_utils=checked)
+    names = ("basis", "bias", "basis_momentum", "bias_momentum", "written", "drift", "codes", "cin", "cout")
+    generation = (*(given[name] for name in names), False)
+    torch.library.opcheck(overload(namespace, "generate_delayed"), generation, test_utils=checked)
 
 
 BAD = [
@@ -199,16 +194,18 @@ BAD = [
     ("bias", torch.zeros(5, 3, 4), "bias must be"),
     ("basis_momentum", torch.zeros(5, 3, 4, 9).mT, "basis_momentum must be"),
     ("bias_momentum", torch.zeros(5, 3, 9).double(), "bias_momentum must be"),
-    ("codes", [torch.zeros(1, 4)] * 2, "codes must be"),
-    ("codes", [torch.zeros(1, 4)], r"lists of \[1, 2, 2, 2\]"),
-    ("grads", [torch.zeros(1, 432), torch.zeros(1, 432)], r"grads\[1\] must be torch.float32 \[2, 432\] = \[S, slot\]"),
-    ("grads", [torch.zeros(1, 432).double(), torch.zeros(2, 432)], r"grads\[0\] must be torch.float32"),
-    ("cin", [int32([3]), int32([3, 4])], r"cin\[1\] is 4; legal values are 1..3"),
-    ("cout", [int32([0]), int32([5, 1])], r"cout\[0\] is 0; legal values are 1..5"),
+    ("written", torch.zeros(5, 3, dtype=torch.int32), r"written must be torch.uint8 \[5, 3\]"),
+    ("written", torch.zeros(3, 5, dtype=torch.uint8), r"written must be torch.uint8 \[5, 3\]"),
+    ("drift", torch.zeros(1, 4), r"drift must be torch.float32 \[256, 4\]"),
+    ("codes", torch.zeros(1, 4), "codes must be"),
+    ("grad", torch.zeros(1, 432), r"grad must be torch.float32 \[2, 432\] = \[S, slot\]"),
+    ("grad", torch.zeros(2, 432).double(), "grad must be torch.float32"),
+    ("cin", int32([3, 4]), r"cin\[1\] is 4; legal values are 1..3"),
+    ("cout", int32([0, 1]), r"cout\[0\] is 0; legal values are 1..5"),
     ("depthwise", True, "a depthwise basis must be"),
-    ("before", [0.0, 0.0], r"before must be 2 \+ 1 finite numbers"),
-    ("weights", [0.0] * 3, r"weights must be 2 \+ 2 finite numbers"),
-    ("momentum", [0.0, 0.0, 0.0, NAN], r"momentum must be 2 \+ 2 finite numbers"),
+    ("lr", NAN, "these must be finite numbers: {'lr': nan"),
+    ("step", 0, r"step is 0; legal values are 1\.\.255"),
+    ("step", 256, r"step is 256; legal values are 1\.\.255"),
 ]
 
 
@@ -228,15 +225,16 @@ def test_the_compiled_kernel_refuses_what_would_touch_memory_out_of_bounds() -> 
     if backends.why_not(OP, "cpu"):
         pytest.skip(backends.why_not(OP, "cpu"))
     for name, value, _ in BAD:
-        if name == "momentum":
-            continue  # a NaN among the numbers of the recurrence touches nothing out of bounds
+        if name == "lr":
+            continue  # a NaN among the constants touches nothing out of bounds
         with pytest.raises(RuntimeError, match=r"does not take|legal values|must"):
             overload("metaprune", OP)(*(arguments() | {name: value}).values())
 
 
-def test_a_settled_step_gives_no_gradient_of_its_codes() -> None:
-    generator, again = large(), large()
+def test_whatever_says_when_rows_were_written_nothing_out_of_bounds_is_read() -> None:
+    # Of a step that there was not the drift is NaN, and so are weights and gradients.
+    generator = large()
+    generator.state.written_OI.fill_(255)
     factors = generator.random_factors(LARGE_CROPS)
-    assert kernels.update_generators_(generator.state, [factors], generator.next()) is None
-    again.update(replace(factors))
-    assert all(torch.equal(a, b) for a, b in zip(generator.tensors, again.tensors, strict=True))
+    assert all(weights.isnan().all() for weights in dense(generator, generator.weights(factors), factors))
+    assert generator.update(factors).isnan().all()

@@ -1,7 +1,7 @@
 """Random weight generators and the factors of their gradients, and the same ones as parameters of torch.optim.SGD."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isqrt
 
 import torch
@@ -9,26 +9,37 @@ from hypothesis import strategies as st
 from ragged import INTERPRETED, NAN, int32, widths
 from torch import Tensor
 
-from kernels import Factors, GeneratorState, Recurrence, generate_weights, unpack_weights, update_generators_
+from kernels import (
+    Factors,
+    GeneratorState,
+    Recurrence,
+    backends,
+    generate_delayed,
+    settle_generators_,
+    unpack_weights,
+    update_generators_,
+)
 from kernels.layout import weight_slot, write_weights
 
 Crops = list[tuple[int, int]]
 
 
 def state_of(tensors: Iterable[Tensor], depthwise: bool = False) -> GeneratorState:
-    """Of basis, bias, and the momentum of each."""
+    """Of basis, bias, and the momentum of each; all rows were just written."""
     basis, bias, basis_momentum, bias_momentum = tensors
-    return GeneratorState(basis, bias, basis_momentum, bias_momentum, depthwise)
+    written = torch.zeros(basis.shape[:2], dtype=torch.uint8)
+    return GeneratorState(basis, bias, basis_momentum, bias_momentum, written, depthwise)
 
 
 @dataclass
 class Generator:
-    """The weight generator of one convolution, and the constants of its optimizer."""
+    """The weight generator of one convolution, the constants of its optimizer, and the steps since all was written."""
 
     state: GeneratorState
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 0.0
+    recurrence: Recurrence = field(default_factory=Recurrence)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -36,22 +47,21 @@ class Generator:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.state.tensors
+        """Basis, bias and the momentum of each."""
+        return self.state.tensors[:4]
+
+    def _copy(self, tensors: Iterable[Tensor]) -> "Generator":
+        state = replace(state_of(tensors, self.state.depthwise), written_OI=self.state.written_OI.clone())
+        return replace(self, state=state)
 
     def to(self, dtype: torch.dtype) -> "Generator":
         """A copy in another precision."""
-        return replace(self, state=state_of((t.to(dtype, copy=True) for t in self.tensors), self.state.depthwise))
+        return self._copy(t.to(dtype, copy=True) for t in self.tensors)
 
     def with_half_momentum(self) -> "Generator":
         """A copy whose basis has its momentum in bfloat16."""
         basis, bias, basis_momentum, bias_momentum = (t.clone() for t in self.tensors)
-        state = state_of((basis, bias, basis_momentum.bfloat16(), bias_momentum), self.state.depthwise)
-        return replace(self, state=state)
-
-    def next(self, recurrence: Recurrence | None = None, lr: float | None = None) -> Recurrence:
-        """The recurrence after one step more."""
-        lr = self.lr if lr is None else lr
-        return (recurrence or Recurrence()).step(lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        return self._copy((basis, bias, basis_momentum.bfloat16(), bias_momentum))
 
     def random_factors(self, crops: Crops) -> Factors:
         """Of subnetworks that keep (O_s, I_s) channels; slots end where the largest does, and pads are NaN."""
@@ -67,17 +77,24 @@ class Generator:
         codes = torch.randn(len(crops), hidden).to(self.dtype)
         return Factors(codes, grad, int32([c for _, c in crops]), int32([c for c, _ in crops]))
 
-    def update(self, factors: Factors, lr: float | None = None) -> Tensor:
-        """A step that is applied at once: the gradient of the codes."""
-        d_codes = update_generators_(self.state, [factors], before=Recurrence(), after=self.next(lr=lr))
-        assert d_codes is not None
+    def update(self, factors: Factors, lr: float | None = None, everywhere: bool = True) -> Tensor:
+        """A step: the gradient of the codes."""
+        constants = {
+            "lr": self.lr if lr is None else lr,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+        }
+        d_codes = update_generators_(self.state, self.recurrence, factors, **constants, everywhere=everywhere)
+        self.recurrence = Recurrence() if everywhere else self.recurrence.step(**constants)
         return d_codes
+
+    def settle(self) -> None:
+        settle_generators_(self.state, self.recurrence)
+        self.recurrence = Recurrence()
 
     def weights(self, factors: Factors) -> Tensor:
         """The packed weights for the codes of some factors."""
-        basis, bias, *_ = self.tensors
-        cin_S, cout_S = factors.cin_S, factors.cout_S
-        return generate_weights(basis, bias, factors.codes_SH, cin_S, cout_S, depthwise=self.state.depthwise)
+        return generate_delayed(self.state, self.recurrence, factors.codes_SH, factors.cin_S, factors.cout_S)
 
 
 def dense(generator: Generator, packed: Tensor, factors: Factors) -> list[Tensor]:
@@ -114,6 +131,17 @@ def generators(draw: st.DrawFn, fresh: bool = False) -> Generator:
     tensors += [torch.zeros_like(t) if fresh else torch.randn_like(t) for t in tensors]
     lr, momentum = draw(st.sampled_from([0.0, 0.03, 1.0])), draw(st.sampled_from([0.0, 0.9]))
     return Generator(state_of(tensors, depthwise), lr, momentum, draw(st.sampled_from([0.0, 0.04])))
+
+
+@st.composite
+def late_generators(draw: st.DrawFn) -> Generator:
+    """In float64, after some steps since all rows were written, of other rows each."""
+    generator = draw(generators())
+    with backends.use("reference"):
+        for step in range(draw(st.integers(0, 2 if INTERPRETED else 4))):
+            factors = generator.random_factors(draw(crops(generator, most=2)))
+            generator.update(factors, 0.1 / (1 + step), everywhere=False)
+    return generator
 
 
 class Dense:

@@ -23,7 +23,6 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from kernels.code_gradients.triton import code_gradients_triton
 from kernels.fused_block.triton import fused_block_triton
 from kernels.generate_delayed.triton import generate_delayed_triton
 from kernels.generate_weights.triton import generate_weights_triton
@@ -38,7 +37,7 @@ from kernels.ragged_max_pool.triton_backward import ragged_max_pool_backward_tri
 from kernels.ragged_normalise.triton import ragged_normalise_triton
 from kernels.ragged_normalise.triton_backward import ragged_normalise_backward_triton
 from kernels.score_logits.triton import score_logits_triton
-from kernels.update_generators.recurrence import Recurrence
+from kernels.update_generators.recurrence import DRIFTS
 from kernels.update_generators.triton import update_generators_triton
 
 S = 50
@@ -85,25 +84,25 @@ def generate(
     generate_weights_triton(basis, bias, empty(count, hidden, dtype=dtype), numbers(), numbers(), depthwise)
 
 
-def train(cout: int, cin: int, taps: int, hidden: int, depthwise: bool = False, count: int = 1, steps: int = 1) -> None:
-    """Update a generator after some steps of `count` structures, or ask for what `delayed` does before that."""
-    state = [empty(cout, cin, taps, *last) for last in ((hidden,), (), (hidden,), ())]
+def train(
+    cout: int,
+    cin: int,
+    taps: int,
+    hidden: int,
+    depthwise: bool = False,
+    count: int = 1,
+    everywhere: bool = True,
+    momentum: torch.dtype = torch.float32,
+) -> None:
+    """Update a generator by a step of `count` structures; if not everywhere, generate from rows that waited, too."""
+    basis, bias = empty(cout, cin, taps, hidden), empty(cout, cin, taps)
+    state = basis, bias, empty(*basis.shape, dtype=momentum), empty(*bias.shape)
+    late = (*state, empty(cout, cin, dtype=torch.uint8), empty(DRIFTS, 4), empty(count, hidden))
     grad = empty(count, weight_slot(cin, cout, isqrt(taps), FP32, depthwise, META))
-    widths, codes = empty(count, dtype=torch.int32), empty(count, hidden)
-    recurrences = [Recurrence()]
-    for _ in range(steps):
-        recurrences.append(recurrences[-1].step(lr=0.1, momentum=0.9, weight_decay=1e-4))
-    before, after = recurrences[-2:]
-
-    def factors(number: int) -> list[list[Tensor]]:
-        return [[each] * number for each in (codes, grad, widths, widths)]
-
-    coefficients = [list(numbers) for numbers in (before.weights, after.weights, after.momentum)]
-    update_generators_triton(*state, *factors(steps), depthwise, *coefficients)  # type: ignore[call-arg, arg-type]
-    if steps > 1:
-        late = (*state, *factors(steps - 1), depthwise, coefficients[0])
-        generate_delayed_triton(*late, codes, widths, widths)  # type: ignore[call-arg, arg-type]
-        code_gradients_triton(*late, grad, widths, widths)  # type: ignore[call-arg, arg-type]
+    widths = [empty(count, dtype=torch.int32)] * 2
+    update_generators_triton(*late, grad, *widths, depthwise, 0.1, 0.9, 1e-4, everywhere, 1)
+    if not everywhere:
+        generate_delayed_triton(*late, *widths, depthwise)
 
 
 def conv(
@@ -255,7 +254,8 @@ CASES: dict[str, Callable[[], None]] = {
     "update_generators 3x3 8 structures": lambda: train(512, 512, 9, 32, count=8),
     "update_generators depthwise": lambda: train(960, 1, 9, 64, True),
     "update_generators shared": lambda: train(576, 96, 1, 0),
-    "update_generators 8 steps": lambda: train(576, 96, 1, 64, count=4, steps=8),
+    "update_generators delayed": lambda: train(576, 96, 1, 64, count=4, everywhere=False),
+    "update_generators delayed half": lambda: train(512, 512, 9, 32, everywhere=False, momentum=torch.bfloat16),
     "ragged_conv 1x1 32-16 bf16": lambda: conv(BF16, (125, 112, 112), 32, 16),
     "ragged_conv 1x1 96-576 bf16": lambda: conv(BF16, (250, 14, 14), 96, 576),
     "ragged_conv 1x1 96-576 fp32": lambda: conv(FP32, (250, 14, 14), 96, 576),

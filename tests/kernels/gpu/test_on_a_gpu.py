@@ -44,7 +44,6 @@ ARGUMENTS: dict[str, Callable[[], list[Any]]] = {
     "score_logits": test_score_logits.arguments,
     "fused_block": test_fused_block.arguments,
     "generate_delayed": lambda: training("generate_delayed"),
-    "code_gradients": lambda: training("code_gradients"),
     "update_generators_": lambda: training("update_generators_"),
 }
 
@@ -69,23 +68,21 @@ def full_widths() -> list[Tensor]:
 
 
 def training(op: str) -> list[Any]:
-    """A step of two structures that waits for its update, and another one."""
+    """A step of two structures after one of smaller ones, whose other rows wait."""
     torch.manual_seed(0)
     shapes = [(16, 8, 9, 20), (16, 8, 9)] * 2
     generator = Generator(state_of(torch.randn(shape) for shape in shapes), weight_decay=0.01)
-    factors = [generator.random_factors([(16, 8), (16, 8)]) for _ in range(2)]
-    before, after = generator.next(), generator.next(generator.next())
-    steps = [[(f.codes_SH, f.grad, f.cin_S, f.cout_S)[n] for f in factors] for n in range(4)]
-    if op == "update_generators_":
-        return [*generator.tensors, *steps, False, list(before.weights), list(after.weights), list(after.momentum)]
-    pending, last = [of_steps[:1] for of_steps in steps], factors[1]
-    given = last.codes_SH if op == "generate_delayed" else last.grad
-    return [*generator.tensors, *pending, False, list(before.weights), given, last.cin_S, last.cout_S]
+    generator.update(generator.random_factors([(9, 8), (16, 3)]), everywhere=False)
+    factors = generator.random_factors([(16, 8), (16, 8)])
+    late = [*generator.state.tensors, generator.recurrence.drift(factors.grad), factors.codes_SH]
+    if op == "generate_delayed":
+        return [*late, factors.cin_S, factors.cout_S, False]
+    return [*late, factors.grad, factors.cin_S, factors.cout_S, False, 0.1, 0.9, 0.01, False, 2]
 
 
 def call(op: str, arguments: list[Any], implementation: Callable[..., Any] | None = None) -> list[Tensor]:
     """What the op returns, and of an op in place also what it changed, which was a copy."""
-    changed = [a.clone() for a in arguments[:4]] if op.endswith("_") else []
+    changed = [a.clone() for a in arguments[:5]] if op.endswith("_") else []
     with torch.no_grad():
         results = (implementation or backends.implementation(op, arguments[0]))(*changed, *arguments[len(changed) :])
     return [*(results if isinstance(results, tuple) else [results]), *changed]
