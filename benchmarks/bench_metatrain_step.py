@@ -9,9 +9,9 @@ weights. Baselines, on the same structures:
 - `plain`: the best that PyTorch does: channels-last images, only the crop generated (`kernels.generate_weights`),
   `torch.optim.SGD(fused=True)`.
 
-Losses and changes of fc1 and classifier in the first step are compared before anything is timed. A round is a cycle of
-steps, since what is delayed is paid for once in a cycle; seconds are those of a step. GFLOP/s count three passes of
-2 × MACs. Memory is the largest that a process of its own held.
+Losses and changes of fc1 and classifier in the first step are compared before anything is timed. A round goes from rest
+to rest, since bringing everything up to date is paid for once in so many steps; seconds are those of a step. GFLOP/s
+count three passes of 2 × MACs. Memory is the largest that a process of its own held.
 
 `delayed-bfloat16` keeps the momentum of the bases in bfloat16.
 """
@@ -33,23 +33,21 @@ from baselines import train_the_papers_way
 from peak import seconds_of
 from torch import Tensor
 
-from engine.factored_sgd import DELAYS, FactoredSGD
+from engine.factored_sgd import FactoredSGD
 from engine.pruningnet import PruningNet
 from engine.run.optimizer import SGD
 from engine.run.training import keep_freed_memory
 from engine.space import Space, architecture
 from engine.space.costs import cost_model
 from engine.space.recipe import Recipe
+from engine.training_costs import UPDATES, steps_between_rests
 
 CLASSES = 10
-# Steps after which everything that was delayed has been done.
-CYCLE = max(DELAYS.values())
-# The delay, and what the momentum of the bases is kept in.
-UPDATES = {
-    **{name: (delay, torch.float32) for name, delay in DELAYS.items()},
-    "delayed-bfloat16": (DELAYS["delayed"], torch.bfloat16),
-}
-# Architecture, images, side in pixels, cycles that are timed.
+# When the generators are updated, and what the momentum of the bases is kept in.
+WAYS = {**{update: (update, torch.float32) for update in UPDATES}, "delayed-bfloat16": ("delayed", torch.bfloat16)}
+# A round has at least so many steps.
+LEAST_STEPS = 8
+# Architecture, images, side in pixels, rounds that are timed.
 CASES = [("mobilenet_v2", 64, 32, 3), ("mobilenet_v2", 64, 224, 2), ("resnet50", 32, 64, 2)]
 
 # Part of a change by which two ways of computing it may differ.
@@ -92,10 +90,11 @@ def plain(net: PruningNet, batch: int, side: int) -> Step:
     return step
 
 
-def ours(net: PruningNet, batch: int, side: int, update: str) -> Step:
+def ours(net: PruningNet, batch: int, side: int, way: str) -> Step:
     images, labels = images_and_labels(batch, side)
-    delay, momentum = UPDATES[update]
-    optimizer = FactoredSGD(net, recipe(batch), delay, basis_momentum=momentum)
+    update, momentum = WAYS[way]
+    rest = steps_between_rests(update, net.space, None, batch, side)
+    optimizer = FactoredSGD(net, recipe(batch), rest, basis_momentum=momentum)
 
     def step(number: int) -> float:
         logits_SNK = optimizer.logits(images, genome(net.space, number))
@@ -119,9 +118,14 @@ def first_step(net: PruningNet, step: Step) -> tuple[float, Tensor]:
     return loss, torch.cat([(p.detach() - was).flatten() for p, was in zip(small, before, strict=True)])
 
 
-def seconds_per_step(step: Step) -> float:
-    """Of the structures of one cycle."""
-    return sum(seconds_of(partial(step, number)) for number in range(1, 1 + CYCLE)) / CYCLE
+def steps_of_a_round(space: Space, batch: int, side: int) -> range:
+    """From rest to rest of what is delayed, or several times that."""
+    rest = steps_between_rests("delayed", space, None, batch, side)
+    return range(1, 1 + -(-LEAST_STEPS // rest) * rest)
+
+
+def seconds_per_step(step: Step, steps: range) -> float:
+    return sum(seconds_of(partial(step, number)) for number in steps) / len(steps)
 
 
 @cache
@@ -132,17 +136,18 @@ def baseline(
     net = new_net(architecture(name).build(CLASSES))
     step = way(net, batch, side)
     first = first_step(net, step)
-    return seconds_per_step(step), *first
+    return seconds_per_step(step, steps_of_a_round(net.space, batch, side)), *first
 
 
-@pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize(("name", "batch", "side", "cycles"), CASES, ids=lambda value: str(value))
-def test_metatrain_step(benchmark: Any, name: str, batch: int, side: int, cycles: int, update: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("name", "batch", "side", "times"), CASES, ids=lambda value: str(value))
+def test_metatrain_step(benchmark: Any, name: str, batch: int, side: int, times: int, way: str) -> None:
     space = architecture(name).build(CLASSES)
     # One PruningNet at a time: ResNet-50's takes gigabytes.
-    theirs = [baseline(way, name, batch, side) for way in (papers, plain)]
+    theirs = [baseline(other, name, batch, side) for other in (papers, plain)]
     net = new_net(space)
-    step = ours(net, batch, side, update)
+    step = ours(net, batch, side, way)
+    steps = steps_of_a_round(space, batch, side)
     loss, change = first_step(net, step)
     for _, expected_loss, expected in theirs:
         assert loss == pytest.approx(expected_loss, rel=1e-4)
@@ -151,10 +156,10 @@ def test_metatrain_step(benchmark: Any, name: str, batch: int, side: int, cycles
 
     # pytest-benchmark keeps what it has called to the end, and a PruningNet takes gigabytes.
     rounds, held = list[float](), [step]
-    benchmark.pedantic(lambda: rounds.append(seconds_per_step(held[0])), rounds=cycles, iterations=1)
+    benchmark.pedantic(lambda: rounds.append(seconds_per_step(held[0], steps)), rounds=times, iterations=1)
     held.clear()
     found, (of_paper, of_plain) = median(rounds), (seconds for seconds, *_ in theirs)
-    macs = sum(int(cost_model(space, side).macs(genome(space, number))) for number in range(1, 1 + CYCLE)) / CYCLE
+    macs = sum(int(cost_model(space, side).macs(genome(space, number))) for number in steps) / len(steps)
     benchmark.extra_info |= {
         "step_s": round(found, 4),
         "papers_s": round(of_paper, 3),
@@ -168,7 +173,7 @@ def test_metatrain_step(benchmark: Any, name: str, batch: int, side: int, cycles
 
 @cache
 def peak_memory(way: str, name: str, batch: int, side: int) -> float:
-    """Gigabytes that a process held at most which trained for a cycle."""
+    """Gigabytes that a process held at most which trained for some steps."""
     code = f"import {Path(__file__).stem} as bench; bench.train_and_print_peak({way!r}, {name!r}, {batch}, {side})"
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
@@ -180,17 +185,17 @@ def train_and_print_peak(way: str, name: str, batch: int, side: int) -> None:
     keep_freed_memory()
     net = new_net(architecture(name).build(CLASSES))
     step = papers(net, batch, side) if way == "papers" else ours(net, batch, side, way)
-    for number in range(CYCLE):
+    for number in range(LEAST_STEPS):
         step(number)
     # Of this program alone: what getrusage says also counts the process that started it.
     status = Path("/proc/self/status").read_text(encoding="ascii")
     print(1024 * int(status.split("VmHWM:")[1].split()[0]))
 
 
-@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("name", "batch", "side"), [("mobilenet_v2", 64, 32), ("resnet50", 32, 64)])
-def test_metatrain_memory(benchmark: Any, name: str, batch: int, side: int, update: str) -> None:
+def test_metatrain_memory(benchmark: Any, name: str, batch: int, side: int, way: str) -> None:
     found: list[float] = []
-    benchmark.pedantic(lambda: found.append(peak_memory(update, name, batch, side)), rounds=1, iterations=1)
+    benchmark.pedantic(lambda: found.append(peak_memory(way, name, batch, side)), rounds=1, iterations=1)
     theirs = peak_memory("papers", name, batch, side)
     benchmark.extra_info |= {"peak_GB": round(found[0], 2), "papers_GB": round(theirs, 2)}

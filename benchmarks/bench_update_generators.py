@@ -9,11 +9,11 @@ of the least traffic, 16 bytes for each number of the basis (it and its momentum
 of what copying a large tensor reaches in the same run, `of_in_place_bandwidth` of what adding one to it does: a copy
 also fetches the lines that it writes, and does not count them.
 
-Delayed, for all layers of a network. The time of a step is a sixteenth of that of sixteen steps, each with a random
-structure as in training and each in the same two ways: what it takes to generate weights and to update, without what
-lies between. `of_immediate` is how much of the immediate update's time is left, with that by which generating takes
-longer (`generation_ms`, `immediate_generation_ms`) counted to the update (`update_ms`, `immediate_ms`).
-`of_in_place_bandwidth` is the rate of the immediate update.
+Delayed, for all layers of a network, each step with a random structure as in training: from rest to rest, so that
+bringing everything up to date is in the time of a step. Both ways take the same steps in turn, and what it takes to
+generate weights and to update is timed, without what lies between. `update_of_immediate` compares the updates alone,
+`of_immediate` counts that by which generating takes longer (`generation_ms`, `immediate_generation_ms`) to the update
+(`update_ms`, `immediate_ms`). `of_in_place_bandwidth` is the rate of the immediate update.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,9 @@ from peak import median_seconds, seconds_of
 from torch import Tensor
 
 import kernels
-from engine.factored_sgd import DELAYS
 from engine.pruningnet import PruningNet
 from engine.space import architecture
+from engine.training_costs import steps_between_rests
 from kernels import Factors, GeneratorState, Recurrence
 
 # max_cout, max_cin, taps, hidden size, depthwise
@@ -39,9 +39,11 @@ LAYERS = {
     "mobilenet_v2-expand-960x160": (960, 160, 1, 64, False),
     "resnet50-conv3x3-512x512": (512, 512, 9, 32, False),
 }
-LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 4e-5
+CONSTANTS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 4e-5}
 # Of the channels a structure keeps: the mean of the choices.
 KEPT = 0.55
+# Images of a step and their side in pixels: they decide how often everything is brought up to date.
+TRAINING = 64, 32
 
 
 class Dense:
@@ -50,9 +52,7 @@ class Dense:
     def __init__(self, basis: Tensor, bias: Tensor, generate: Callable[..., Tensor]) -> None:
         self.parameters = [t.clone().requires_grad_() for t in (basis, bias)]
         self.generate = generate
-        self.optimizer = torch.optim.SGD(
-            self.parameters, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True
-        )
+        self.optimizer = torch.optim.SGD(self.parameters, **CONSTANTS, fused=True)  # type: ignore[arg-type]
 
     def update(self, codes: Tensor, grad: Tensor) -> Callable[[], Tensor]:
         """The step after the forward pass, which is left out: its graph is used again."""
@@ -69,14 +69,14 @@ class Dense:
         return step
 
 
-def stepped(recurrence: Recurrence) -> Recurrence:
-    return recurrence.step(lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+def fresh(basis: Tensor, bias: Tensor, depthwise: bool) -> GeneratorState:
+    """A generator that was never trained."""
+    written = torch.zeros(basis.shape[:2], dtype=torch.uint8)
+    return GeneratorState(basis, bias, torch.zeros_like(basis), torch.zeros_like(bias), written, depthwise)
 
 
 def at_once(state: GeneratorState, factors: Factors) -> Tensor:
-    d_codes = kernels.update_generators_(state, [factors], stepped(Recurrence()), before=Recurrence())
-    assert d_codes is not None
-    return d_codes
+    return kernels.update_generators_(state, Recurrence(), factors, **CONSTANTS, everywhere=True)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -99,7 +99,7 @@ def test_update_generators(benchmark: Any, copy_bandwidth: float, in_place_bandw
 
     packed = kernels.pack_weights([grad.unflatten(2, (side, side))], max_cin, max_cout, depthwise)
     factors = Factors(codes, packed, cin_S, cout_S)
-    state = GeneratorState(basis.clone(), bias.clone(), torch.zeros_like(basis), torch.zeros_like(bias), depthwise)
+    state = fresh(basis.clone(), bias.clone(), depthwise)
 
     dense = [Dense(basis, bias, generate) for generate in (with_kernel, with_products)]
     steps = [each.update(codes, grad) for each in dense]
@@ -131,12 +131,8 @@ class Generators:
         self.delay = delay
         self.seconds: dict[str, list[float]] = {"generate": [], "update": []}
         self.recurrence = Recurrence()
-        self.states = []
-        for layer in map(self.net.layer, range(len(self.net.generators))):
-            basis, bias = layer.basis.detach(), layer.bias.detach()
-            momenta = torch.zeros_like(basis), torch.zeros_like(bias)
-            self.states.append(GeneratorState(basis, bias, *momenta, layer.depthwise))
-        self.pending: list[list[Factors]] = [[] for _ in self.states]
+        layers = map(self.net.layer, range(len(self.net.generators)))
+        self.states = [fresh(layer.basis.detach(), layer.bias.detach(), layer.depthwise) for layer in layers]
 
     @torch.no_grad()
     def step(self, number: int) -> None:
@@ -153,26 +149,19 @@ class Generators:
     def generate(self, codes: list[Tensor], widths: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         if self.recurrence.steps == 0:
             return self.net.generate_packed(codes, widths)
-        layers = zip(self.states, self.pending, codes, widths, strict=True)
-        return [kernels.generate_delayed(s, pending, self.recurrence, c, *w) for s, pending, c, w in layers]
+        layers = zip(self.states, codes, widths, strict=True)
+        return [kernels.generate_delayed(state, self.recurrence, code, *width) for state, code, width in layers]
 
     def update(self, factors: list[Factors]) -> None:
-        before, self.recurrence = self.recurrence, stepped(self.recurrence)
-        rewrite = self.recurrence.steps == self.delay
-        for state, pending, new in zip(self.states, self.pending, factors, strict=True):
-            if rewrite:
-                kernels.update_generators_(state, [*pending, new], self.recurrence, before)
-                pending.clear()
-            else:
-                kernels.code_gradients(state, pending, before, new.grad, new.cin_S, new.cout_S)
-                pending.append(new)
-        if rewrite:
-            self.recurrence = Recurrence()
+        rests = self.recurrence.steps + 1 == self.delay
+        for state, new in zip(self.states, factors, strict=True):
+            kernels.update_generators_(state, self.recurrence, new, **CONSTANTS, everywhere=rests)
+        self.recurrence = Recurrence() if rests else self.recurrence.step(**CONSTANTS)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2"])
 def test_delayed_update(benchmark: Any, in_place_bandwidth: float, name: str) -> None:
-    delay = DELAYS["delayed"]
+    delay = steps_between_rests("delayed", architecture(name).build(1000), None, *TRAINING)
     immediate, delayed = Generators(name, 1), Generators(name, delay)
     for number in range(delay):
         immediate.step(number)
@@ -182,23 +171,25 @@ def test_delayed_update(benchmark: Any, in_place_bandwidth: float, name: str) ->
 
     for each in (immediate, delayed):
         each.seconds = {"generate": [], "update": []}
-    numbers = iter(range(3 * delay))
+    numbers = iter(range(delay))
 
     def step() -> None:
         number = next(numbers)
         immediate.step(number)
         delayed.step(number)
 
-    benchmark.pedantic(step, rounds=2 * delay)
+    benchmark.pedantic(step, rounds=delay)
     (generation, update), (late_generation, late_update) = (
         (mean(each.seconds["generate"]), mean(each.seconds["update"])) for each in (immediate, delayed)
     )
     numbers_of_bases = sum(state.basis_OIKH.numel() for state in immediate.states)
     benchmark.extra_info |= {
+        "steps_between_rests": delay,
         "immediate_ms": round(1e3 * update, 1),
         "immediate_generation_ms": round(1e3 * generation, 1),
         "update_ms": round(1e3 * late_update, 1),
         "generation_ms": round(1e3 * late_generation, 1),
+        "update_of_immediate": round(late_update / update, 2),
         "of_immediate": round((late_update + late_generation - generation) / update, 2),
         "of_in_place_bandwidth": round(16 * numbers_of_bases / update / in_place_bandwidth, 2),
     }

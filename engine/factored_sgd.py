@@ -18,6 +18,7 @@ Shape suffixes: S structures, N images, G genes, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,7 +40,6 @@ from kernels import (
 )
 from kernels.layout import pack_weights, weight_slot
 from kernels.update_generators.recurrence import sent
-
 
 
 class FactoredSGD:

@@ -93,7 +93,7 @@ class Metatrain(TrainingOptions):
     calibration_images: int = 1000
     """Images that calibrate BatchNorm before an accuracy is measured."""
     update: str | None = None
-    """What a step changes of the generators: immediate, all; delayed, what it uses, the rest later (default: the faster)."""
+    """What a step changes of the generators: immediate, all; delayed, what it uses (default: the faster)."""
     momentum: Literal["float32", "bfloat16"] = "float32"
     """What the generators' momentum is kept in: bfloat16 saves a quarter of weights and momentum, and is rounded."""
     backend: str = "auto"

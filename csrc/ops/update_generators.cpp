@@ -89,8 +89,7 @@ Tensor generate_delayed_cpu(const Tensor& basis, const Tensor& bias, const Tenso
                             const Tensor& bias_momentum, const Tensor& written, const Tensor& drift,
                             const Tensor& codes, const Tensor& cin, const Tensor& cout, bool depthwise) {
     GenerateDelayed args{};
-    args.generator =
-        expect_generator(basis, bias, basis_momentum, bias_momentum, written, drift, depthwise);
+    args.generator = expect_generator(basis, bias, basis_momentum, bias_momentum, written, drift, depthwise);
     STD_TORCH_CHECK(codes.dim() == 2 && codes.size(0) > 0, "codes must be [S, H] and not empty");
     args.S = codes.size(0);
     expect("codes", codes, kDtype, {args.S, args.generator.H});
@@ -130,8 +129,7 @@ Tensor update_generators_cpu(const Tensor& basis, const Tensor& bias, const Tens
                              bool depthwise, double lr, double momentum, double weight_decay, bool everywhere,
                              std::int64_t step) {
     UpdateGenerators args{};
-    args.generator =
-        expect_generator(basis, bias, basis_momentum, bias_momentum, written, drift, depthwise);
+    args.generator = expect_generator(basis, bias, basis_momentum, bias_momentum, written, drift, depthwise);
     const std::vector<Factor> factors = expect_factors(args.generator, codes, grad, cin, cout, depthwise);
     STD_TORCH_CHECK(everywhere || (step > 0 && step < kDrifts), "step is ", step, "; legal values are 1..",
                     kDrifts - 1);

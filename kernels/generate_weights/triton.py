@@ -103,7 +103,8 @@ def launch(
     run, panels = (max_cout, 1) if depthwise else (max_cin * PANEL, triton.cdiv(max_cout, PANEL))
     with torch.cuda.device_of(basis):
         _generate_kernel[taps * triton.cdiv(run, size.rows), panels](
-            basis, bias, *late, codes, weight, cin, cout, count, max_cout, max_cin, taps, hidden, slot, depthwise, product_precision(basis.dtype), PANEL, size.rows, size.columns,
+            basis, bias, *late, codes, weight, cin, cout, count, max_cout, max_cin, taps, hidden, slot,
+            depthwise, product_precision(basis.dtype), PANEL, size.rows, size.columns,
             max(triton.next_power_of_2(hidden), 16), **size.options,
         )  # fmt: skip
     return weight

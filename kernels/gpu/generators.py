@@ -47,7 +47,7 @@ def gradient(grad, slot, s, cin, cout, o_R, i_R, tap_R, taps, DEPTHWISE: tl.cons
 
 @triton.jit
 def drift_of(drift, written, o_R, i_R, max_cin, mask_R, FIRST: tl.constexpr):
-    """Two numbers of what has become of rows since they were written: those of weights from 0, of momentum from 2 on."""
+    """Two numbers of what has become of rows since they were written: from 0 on of weights, from 2 on of momentum."""
     step_R = tl.load(written + o_R.to(tl.int64) * max_cin + i_R, mask=mask_R, other=0).to(tl.int32)
     from_weight_R = tl.load(drift + 4 * step_R + FIRST, mask=mask_R, other=0)
     return from_weight_R, tl.load(drift + 4 * step_R + FIRST + 1, mask=mask_R, other=0)
@@ -62,21 +62,22 @@ def drifted(w, m, from_weight, from_momentum):
 
 @triton.jit
 def add_gradients(
-    sums_SH, m_RH, m_R, w_RH, codes, grad, cin_S, cout_S, count, slot, h, hidden, o_R, i_R, tap_R, taps,
+    sums_SH, m_RH, w_RH, codes, grad, cin_S, cout_S, count, slot, h, hidden, o_R, i_R, tap_R, taps,
     DEPTHWISE: tl.constexpr, PANEL: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradients of a tile's rows, Σ_s g[s] ⊗ codes[s] and Σ_s g[s], and to the sums those of the codes.
+    """Add the gradients of a tile's rows, Σ_s g[s] ⊗ codes[s], and those of the codes, Σ_r g[s,r] · w[r], to the sums.
 
-    Those are Σ_r g[s,r] · w[r], summed in float32, added in float64.
+    These are summed in float32, added in float64. Returns the gradients of the bias, Σ_s g[s], besides.
     """
+    d_bias_R = tl.zeros_like(o_R).to(tl.float32)
     for s in range(0, count):
         g_R = gradient(grad, slot, s, tl.load(cin_S + s), tl.load(cout_S + s), o_R, i_R, tap_R, taps, DEPTHWISE, PANEL)
         code_H = tl.load(codes + s * hidden + h, mask=h < hidden, other=0)
+        m_RH += g_R[:, None] * code_H[None, :]
+        d_bias_R += g_R
         total_H = tl.sum(g_R[:, None] * w_RH, 0).to(tl.float64)
         sums_SH += tl.where((tl.arange(0, COUNT) == s)[:, None], total_H[None, :], 0)
-        m_RH += g_R[:, None] * code_H[None, :]
-        m_R += g_R
-    return sums_SH, m_RH, m_R
+    return sums_SH, m_RH, d_bias_R
 
 
 @triton.jit

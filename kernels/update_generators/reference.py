@@ -32,7 +32,7 @@ def update_generators_reference(
     everywhere: bool,
     step: int,
 ) -> Tensor:
-    """A step of momentum SGD from the factors of the gradients, in place, of all rows that a crop or `everywhere` holds:
+    """A step of momentum SGD from the factors of the gradients, in place, of rows in a crop, or of all if `everywhere`:
 
         w, m  ← what `drift` says of the steps since they were `written`
         m     ← momentum · m + d + weight_decay · w       d = Σ_s grad[s] ⊗ codes[s], of the bias Σ_s grad[s]

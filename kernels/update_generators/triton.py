@@ -19,6 +19,9 @@ from kernels.gpu.tiles import generator_runs, generator_tile
 from kernels.layout import PANEL
 from kernels.update_generators.reference import note_written, visited
 
+# A thread's. The compiler prefers 72, and spills one.
+REGISTERS = 80
+
 
 @triton.jit
 def _update_kernel(
@@ -38,22 +41,22 @@ def _update_kernel(
         at_RH = row_R.to(tl.int64)[:, None] * hidden + h[None, :]
         visited_RH = visited_R[:, None] & (h < hidden)[None, :]
         old_RH = tl.load(basis + at_RH, mask=visited_RH, other=0)
-        old_R = tl.load(bias + row_R, mask=visited_R, other=0)
         m_RH = tl.load(basis_momentum + at_RH, mask=visited_RH, other=0).to(old_RH.dtype)
-        m_R = tl.load(bias_momentum + row_R, mask=visited_R, other=0)
-
-        from_w_R, from_m_R = drift_of(drift, written, o_R, i_R, max_cin, visited_R, 0)
-        w_RH = drifted(old_RH, m_RH, from_w_R[:, None], from_m_R[:, None])
-        w_R = drifted(old_R, m_R, from_w_R, from_m_R)
+        change_w_R, change_m_R = drift_of(drift, written, o_R, i_R, max_cin, visited_R, 0)
         from_w_R, from_m_R = drift_of(drift, written, o_R, i_R, max_cin, visited_R, 2)
+        w_RH = drifted(old_RH, m_RH, change_w_R[:, None], change_m_R[:, None])
         m_RH = momentum * (from_w_R[:, None] * old_RH + from_m_R[:, None] * m_RH) + weight_decay * w_RH
-        m_R = momentum * (from_w_R * old_R + from_m_R * m_R) + weight_decay * w_R
-        sums_SH, m_RH, m_R = add_gradients(
-            sums_SH, m_RH, m_R, w_RH, codes, grad, cin_S, cout_S, count, slot, h, hidden, o_R, i_R, tap_R, taps,
-            DEPTHWISE, PANEL, COUNT,
+        sums_SH, m_RH, d_R = add_gradients(
+            sums_SH, m_RH, w_RH, codes, grad, cin_S, cout_S, count, slot, h, hidden, o_R, i_R, tap_R, taps, DEPTHWISE,
+            PANEL, COUNT,
         )  # fmt: skip
         tl.store(basis + at_RH, w_RH - lr * m_RH, mask=visited_RH)
         tl.store(basis_momentum + at_RH, m_RH.to(basis_momentum.dtype.element_ty), mask=visited_RH)
+
+        old_R = tl.load(bias + row_R, mask=visited_R, other=0)
+        m_R = tl.load(bias_momentum + row_R, mask=visited_R, other=0)
+        w_R = drifted(old_R, m_R, change_w_R, change_m_R)
+        m_R = momentum * (from_w_R * old_R + from_m_R * m_R) + weight_decay * w_R + d_R
         tl.store(bias + row_R, w_R - lr * m_R, mask=visited_R)
         tl.store(bias_momentum + row_R, m_R, mask=visited_R)
     store_sums(parts, tl.program_id(0), sums_SH, h, hidden, count, COUNT)
@@ -87,7 +90,7 @@ def update_generators_triton(
         _update_kernel[programs,](
             basis, bias, basis_momentum, bias_momentum, written, drift, parts, codes, grad, cin, cout, count,
             grad.shape[1], rows, max_cin, taps, hidden, tiles_each, lr, momentum, weight_decay, everywhere, depthwise,
-            PANEL, size.rows, size.columns, triton.next_power_of_2(max(count, 1)), **size.options,
+            PANEL, size.rows, size.columns, triton.next_power_of_2(max(count, 1)), maxnreg=REGISTERS, **size.options,
         )  # fmt: skip
         note_written(written, visited(written, cin, cout, depthwise, everywhere), everywhere, step)
         return add_programs(parts, basis.dtype)

@@ -19,7 +19,6 @@ from weight_generators import (
     state_of,
 )
 
-import kernels
 from kernels import Factors, backends
 from kernels.functions import _call
 from kernels.layout import pack_weights

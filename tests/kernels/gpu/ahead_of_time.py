@@ -99,10 +99,10 @@ def train(
     state = basis, bias, empty(*basis.shape, dtype=momentum), empty(*bias.shape)
     late = (*state, empty(cout, cin, dtype=torch.uint8), empty(DRIFTS, 4), empty(count, hidden))
     grad = empty(count, weight_slot(cin, cout, isqrt(taps), FP32, depthwise, META))
-    widths = [empty(count, dtype=torch.int32)] * 2
-    update_generators_triton(*late, grad, *widths, depthwise, 0.1, 0.9, 1e-4, everywhere, 1)
+    widths = empty(count, dtype=torch.int32)
+    update_generators_triton(*late, grad, widths, widths, depthwise, 0.1, 0.9, 1e-4, everywhere, 1)
     if not everywhere:
-        generate_delayed_triton(*late, *widths, depthwise)
+        generate_delayed_triton(*late, widths, widths, depthwise)
 
 
 def conv(
