@@ -38,8 +38,7 @@ from kernels import (
     settle_generators_,
     update_generators_,
 )
-from kernels.layout import pack_weights, weight_slot
-from kernels.update_generators.recurrence import sent
+from kernels.layout import pack_weights, sent, weight_slot
 
 
 class FactoredSGD:
@@ -75,8 +74,7 @@ class FactoredSGD:
         self.widths: list[tuple[Tensor, Tensor]] = []
         self.start = Recurrence()
         self.recurrence = self.start
-        # Of every convolution, when its rows were last written.
-        self.written: dict[int, Tensor] = {}
+        self.states: dict[int, GeneratorState] = {}
 
     @property
     def at_rest(self) -> bool:
@@ -93,8 +91,7 @@ class FactoredSGD:
         self.channels = self.net.widths(genome_SG)
         self.codes = self.net.all_codes(sent(genome_SG, device))
         self.widths = _pairs(sent(torch.stack([width_S for pair in self.channels for width_S in pair]), device))
-        own = self.team.own(len(genome_SG))
-        codes, widths = [code_SH[own] for code_SH in self.codes], [(cin[own], cout[own]) for cin, cout in self.widths]
+        codes, widths = [self._own(code_SH) for code_SH in self.codes], self._own_pairs(self.widths)
         # The same on all ranks, whoever has the widest structure.
         limits = [(int(cin.max()), int(cout.max())) for cin, cout in self.channels]
         with torch.no_grad():
@@ -114,7 +111,7 @@ class FactoredSGD:
         self, images_NCHW: Tensor, widths: list[tuple[Tensor, Tensor]], limits: list[tuple[int, int]], shared: bool
     ) -> list[Tensor]:
         """What the classifier reads of every structure: of all in one pass, where there are kernels for that."""
-        channels = self._own_channels()
+        channels = self._own_pairs(self.channels)
         if backends.chosen("ragged_conv_backward", images_NCHW.device, self.net.precision) != "reference":
             features: list[int] = channels[-1][1].tolist()
             return training_features(self.net, self.weights, widths, limits, features, images_NCHW, shared=shared)
@@ -122,9 +119,12 @@ class FactoredSGD:
         parts = [images_NCHW] * structures if shared else images_NCHW.chunk(structures)
         return [self.net.features(part, [w[s] for w in dense]) for s, part in enumerate(parts)]
 
-    def _own_channels(self) -> list[tuple[Tensor, Tensor]]:
-        own = self.team.own(len(self.codes[0]))
-        return [(cin[own], cout[own]) for cin, cout in self.channels]
+    def _own(self, of_all: Tensor) -> Tensor:
+        """What is of this rank's structures."""
+        return of_all if self.team.size == 1 else of_all[self.team.own(len(of_all))]
+
+    def _own_pairs(self, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        return [(self._own(cin_S), self._own(cout_S)) for cin_S, cout_S in pairs]
 
     @staticmethod
     def _leaf(weight: Tensor, conv: Conv, limit: tuple[int, int]) -> Tensor:
@@ -176,7 +176,7 @@ class FactoredSGD:
             return grads, classifier_grads
         # Dense crops: pad channels need not travel.
         convs = self.net.space.convs
-        dense = self.net.unpack(grads, self._own_channels())
+        dense = self.net.unpack(grads, self._own_pairs(self.channels))
         lists = [[*(of_conv[s] for of_conv in dense), *extra] for s, extra in enumerate(classifier_grads)]
         found = self.team.gather_lists(lists, gradient_shapes(self.net, self.channels))
         packed = [
@@ -187,16 +187,18 @@ class FactoredSGD:
 
     def _state(self, layer: int) -> GeneratorState:
         """One convolution's basis and bias, with their momentum, and when they were written."""
+        if layer not in self.states:
+            self.states[layer] = self._new_state(layer)
+        return self.states[layer]
+
+    def _new_state(self, layer: int) -> GeneratorState:
         basis, bias = (f"generators.{layer}.{name}" for name in ("basis", "bias"))
         for name in (basis, bias):
             if name not in self.generated_momentum:
                 self.generated_momentum[name] = torch.zeros_like(self.generated[name], dtype=self._momentum_dtype(name))
         weights, momentum, depthwise = self.generated, self.generated_momentum, self.net.space.convs[layer].depthwise
-        if layer not in self.written:
-            own = weights[basis]
-            self.written[layer] = torch.zeros(own.shape[:2], dtype=torch.uint8, device=own.device)
-        own_tensors = weights[basis], weights[bias], momentum[basis], momentum[bias], self.written[layer]
-        return GeneratorState(*own_tensors, depthwise)
+        written_OI = weights[basis].new_zeros(weights[basis].shape[:2], dtype=torch.uint8)
+        return GeneratorState(weights[basis], weights[bias], momentum[basis], momentum[bias], written_OI, depthwise)
 
     def _momentum_dtype(self, name: str) -> torch.dtype:
         """Reduced for a basis, if at all."""
@@ -208,7 +210,8 @@ class FactoredSGD:
         return {**self.generated_momentum, **self.rest.momentum()}
 
     def restore(self, momentum: Mapping[str, Tensor]) -> None:
-        """Continue with the momentum of a checkpoint, whose shapes are those of the parameters."""
+        """Continue at rest with the momentum of a checkpoint, whose shapes are those of the parameters."""
+        self.recurrence, self.states = self.start, {}
         self.rest.restore(momentum)
         self.generated_momentum = {
             name: momentum[name].to(parameter.device, self._momentum_dtype(name))

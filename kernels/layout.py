@@ -207,3 +207,8 @@ def unpack_weights(
 
 def _integers(values: Tensor | Sequence[int]) -> list[int]:
     return values.tolist() if isinstance(values, Tensor) else list(values)
+
+
+def sent(host: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, which is not waited for."""
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

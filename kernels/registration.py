@@ -89,7 +89,10 @@ def _differentiable_in(namespace: str, name: str, gradient: Callable[..., list[A
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
             if all(grad is None for grad in grads):
                 return (None,) * len(ctx.constants)
-            saved = [None if tensor is None else tensor.detach() for tensor in ctx.saved_tensors]
+            saved = ctx.saved_tensors
+            if torch.is_grad_enabled():
+                # Gradients have no gradients.
+                saved = [None if tensor is None else tensor.detach() for tensor in saved]
             pairs = zip(saved[outputs:], ctx.constants, strict=True)
             inputs = tuple(constant if tensor is None else tensor for tensor, constant in pairs)
             return tuple(gradient(of_gradient, inputs, saved[:outputs], grads, ctx.needs_input_grad))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.layout import sent
+
 # Values of the uint8 that says when rows were last written.
 DRIFTS = 256
 
@@ -51,8 +53,3 @@ class Recurrence:
 
 
 _WRITTEN = (0.0, 0.0, 0.0, 1.0)
-
-
-def sent(host: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device, which is not waited for."""
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
