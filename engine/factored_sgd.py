@@ -58,6 +58,8 @@ class FactoredSGD:
         team: Team = ALONE,
         basis_momentum: torch.dtype = torch.float32,
     ) -> None:
+        if not 1 <= delay <= Recurrence.LONGEST:
+            raise ValueError(f"delay is {delay}; legal values are 1..{Recurrence.LONGEST}")
         self.net, self.recipe, self.delay, self.team, self.basis_momentum = net, recipe, delay, team, basis_momentum
         self.generated = {
             f"generators.{layer}.{name}": parameter

@@ -15,7 +15,7 @@ from engine.pruningnet import SHARED, PruningNet
 from engine.run.optimizer import SGD, Optimizer
 from engine.space import Space
 from engine.space.recipe import Recipe
-from kernels import backends
+from kernels import Recurrence, backends
 
 STEPS_SIDE_BY_SIDE = 10
 
@@ -242,6 +242,12 @@ def test_what_no_structure_uses_waits_until_the_optimizer_rests_some_steps_after
             assert optimizer.at_rest
     assert rests == [step in (3, 9) for step in range(10)]
     assert waited == [not rested for rested in rests]
+
+
+@pytest.mark.parametrize("delay", [0, Recurrence.LONGEST + 1])
+def test_it_rests_before_it_can_no_longer_tell_when_rows_were_written(delay: int) -> None:
+    with pytest.raises(ValueError, match=rf"delay is {delay}; legal values are 1\.\.255"):
+        FactoredSGD(net_of(tiny_space(), 1, torch.float32), recipe(), delay)
 
 
 def test_settled_and_restored_a_delayed_update_continues_bit_for_bit() -> None:
