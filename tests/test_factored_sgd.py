@@ -244,6 +244,33 @@ def test_what_no_structure_uses_waits_until_the_optimizer_rests_some_steps_after
     assert waited == [not rested for rested in rests]
 
 
+def test_driven_by_the_same_gradients_delayed_and_immediate_updates_stay_together_in_single_precision() -> None:
+    # With gradients of their own they would not: BatchNorm makes a difference grow some 300 times a step.
+    space = tiny_space()
+    nets = [net_of(space, None, torch.float32) for _ in range(2)]
+    immediate, delayed = (FactoredSGD(net, recipe(), delay) for net, delay in zip(nets, (1, 7), strict=True))
+    for step in range(40):
+        images, labels = batch(space, step)
+        logits, others = (each.logits(images, random_genomes(space, 3, step)) for each in (immediate, delayed))
+        torch.testing.assert_close(others, logits, rtol=1e-3, atol=1e-3)
+        F.cross_entropy(logits.flatten(0, 1), labels).backward()
+        driving, driven = (
+            [*each.weights, *(leaf for pair in each.classifiers for leaf in pair)] for each in (immediate, delayed)
+        )
+        for leaf, other in zip(driving, driven, strict=True):
+            assert leaf.grad is not None
+            other.grad = leaf.grad.clone()
+        for each in (immediate, delayed):
+            each.step(0.1 * (1 - step / 50))
+    delayed.settle()
+    found, wanted = (
+        {**net.state_dict(), **{f"momentum of {name}": m for name, m in each.momentum().items()}}
+        for net, each in zip(nets[::-1], (delayed, immediate), strict=True)
+    )
+    for name, expected in wanted.items():
+        assert (found[name] - expected).norm() <= 1e-5 * expected.norm(), name
+
+
 @pytest.mark.parametrize("delay", [0, Recurrence.LONGEST + 1])
 def test_it_rests_before_it_can_no_longer_tell_when_rows_were_written(delay: int) -> None:
     with pytest.raises(ValueError, match=rf"delay is {delay}; legal values are 1\.\.255"):
