@@ -9,6 +9,8 @@ from kernels.layout import sent
 
 # Values of the uint8 that says when rows were last written.
 DRIFTS = 256
+# The drift of rows that were just written.
+_NONE = (0.0, 0.0, 0.0, 1.0)
 
 
 class Recurrence:
@@ -24,7 +26,7 @@ class Recurrence:
     LONGEST = DRIFTS - 1
 
     def __init__(self, drift_T4: Tensor | None = None) -> None:
-        self._drift_T4 = torch.tensor([_WRITTEN], dtype=torch.float64) if drift_T4 is None else drift_T4
+        self._drift_T4 = torch.tensor([_NONE], dtype=torch.float64) if drift_T4 is None else drift_T4
         self._tables: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     @property
@@ -40,7 +42,7 @@ class Recurrence:
         m_from_w = momentum * m_from_w + weight_decay * from_w + weight_decay
         m_from_m = momentum * m_from_m + weight_decay * from_m
         after_T4 = torch.stack([from_w - lr * m_from_w, from_m - lr * m_from_m, m_from_w, m_from_m], dim=1)
-        return Recurrence(torch.cat([after_T4, after_T4.new_tensor([_WRITTEN])]))
+        return Recurrence(torch.cat([after_T4, after_T4.new_tensor([_NONE])]))
 
     def drift(self, like: Tensor) -> Tensor:
         """The drifts `[256, 4]` in the dtype and on the device of a tensor; NaN where no row was written yet."""
@@ -50,6 +52,3 @@ class Recurrence:
             table[: len(self._drift_T4)] = self._drift_T4
             self._tables[place] = sent(table, like.device)
         return self._tables[place]
-
-
-_WRITTEN = (0.0, 0.0, 0.0, 1.0)
