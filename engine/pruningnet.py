@@ -235,6 +235,5 @@ def count_parameters(space: Space, hidden: int | None = None) -> int:
     weights = 0
     for conv in space.convs:
         size = hidden_size(conv, hidden)
-        generated = max_width(conv.cout) * conv.fan_in * conv.kernel**2
-        weights += (len(conv.context) + 1) * size + generated * (size + 1)
+        weights += (len(conv.context) + 1) * size + conv.weights * (size + 1)
     return weights + (max_width(space.features) + 1) * space.classes

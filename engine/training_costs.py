@@ -7,7 +7,7 @@ from math import prod
 import torch
 
 from engine.pruningnet import count_parameters
-from engine.space import Gene, Space, Width, max_width
+from engine.space import Gene, Space, Width
 from engine.space.costs import cost_model
 from engine.trie import output_images
 from kernels import Recurrence
@@ -37,7 +37,8 @@ def steps_between_rests(update: str, space: Space, hidden: int | None, batch: in
     everything = 4 * FLOAT_BYTES * count_parameters(space, hidden)
     middle = cost_model(space, resolution).macs(space.uniform_choice(space.choices // 2))
     operations = 6 * int(middle) * batch
-    a_step = everything * _mean_weights(space) / _most_weights(space) + operations / OPERATIONS_A_BYTE
+    kept = _mean_weights(space) / sum(conv.weights for conv in space.convs)
+    a_step = everything * kept + operations / OPERATIONS_A_BYTE
     return min(max(1, round(everything / (RESTING * a_step))), Recurrence.LONGEST)
 
 
@@ -57,11 +58,8 @@ def step_bytes(space: Space, batch: int, resolution: int) -> int:
     The largest structure takes about twice as much.
     """
     convolved, _ = output_images(space, (batch, resolution, resolution))
-    numbers = 0.0
-    for conv in space.convs:
-        cout, cin = _mean_width(conv.cout), 1 if conv.depthwise else _mean_width(conv.cin)
-        numbers += KEPT_PER_CONV * cout * prod(convolved[conv.name]) + WEIGHT_COPIES * cout * cin * conv.kernel**2
-    return int(FLOAT_BYTES * numbers)
+    outputs = sum(_mean_width(conv.cout) * prod(convolved[conv.name]) for conv in space.convs)
+    return int(FLOAT_BYTES * (KEPT_PER_CONV * outputs + WEIGHT_COPIES * _mean_weights(space)))
 
 
 def exchanged_bytes(space: Space, structures: int) -> int:
@@ -76,11 +74,6 @@ def _mean_weights(space: Space) -> float:
         _mean_width(conv.cout) * (1 if conv.depthwise else _mean_width(conv.cin)) * conv.kernel**2
         for conv in space.convs
     )
-
-
-def _most_weights(space: Space) -> int:
-    """Generated weights of the largest structure."""
-    return sum(max_width(conv.cout) * conv.fan_in * conv.kernel**2 for conv in space.convs)
 
 
 def _mean_width(width: Width) -> float:

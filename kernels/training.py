@@ -90,29 +90,17 @@ def update_generators_(
 
     Returns the gradient `[S, H]` of the codes, Σ_{o,i,k} g[s,o,i,k] · basis_t[o,i,k,h], of the basis before this step.
     """
-    return _update(state, recurrence, factors, (lr, momentum, weight_decay), everywhere)
+    given = recurrence.drift(state.basis_OIKH), factors.codes_SH, factors.grad, factors.cin_S, factors.cout_S
+    options = state.depthwise, lr, momentum, weight_decay, everywhere, recurrence.steps + 1
+    with torch.no_grad():
+        found: Tensor = _call("update_generators_", *state.tensors, *given, *options)
+    return found
 
 
 def settle_generators_(state: GeneratorState, recurrence: Recurrence) -> None:
     """Bring all rows up to date: after it comes a new `Recurrence()`."""
     basis = state.basis_OIKH
-    nothing = basis.new_empty(0, basis.shape[-1])
     nobody = torch.empty(0, dtype=torch.int32, device=basis.device)
+    nothing = Factors(basis.new_empty(0, basis.shape[-1]), basis.new_empty(0, 0), nobody, nobody)
     # A step that changes nothing.
-    _update(state, recurrence, Factors(nothing, basis.new_empty(0, 0), nobody, nobody), (0.0, 1.0, 0.0), True)
-
-
-def _update(
-    state: GeneratorState,
-    recurrence: Recurrence,
-    factors: Factors,
-    constants: tuple[float, float, float],
-    everywhere: bool,
-) -> Tensor:
-    given = factors.codes_SH, factors.grad, factors.cin_S, factors.cout_S
-    step, drift = recurrence.steps + 1, recurrence.drift(state.basis_OIKH)
-    with torch.no_grad():
-        found: Tensor = _call(
-            "update_generators_", *state.tensors, drift, *given, state.depthwise, *constants, everywhere, step
-        )
-    return found
+    update_generators_(state, recurrence, nothing, lr=0.0, momentum=1.0, weight_decay=0.0, everywhere=True)

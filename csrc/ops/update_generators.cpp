@@ -78,7 +78,7 @@ std::vector<Factor> expect_factors(const Generator& g, const Tensor& codes, cons
 // Calls run(begin, end) for ranges of the blocks of `numbers` numbers.
 template <typename Run>
 void for_blocks(std::int64_t numbers, const Run& run) {
-    // Blocks a thread should take at least: about a million numbers.
+    // Blocks a thread should take at least: about a quarter of a million numbers.
     const std::int64_t grain = 1 + 250000 * kUpdateBlocks / (numbers + 1);
     torch::stable::parallel_for(0, kUpdateBlocks, grain, run);
 }

@@ -81,6 +81,11 @@ class Conv:
         """Input channels each filter of the unpruned convolution reads."""
         return 1 if self.depthwise else max_width(self.cin)
 
+    @property
+    def weights(self) -> int:
+        """Weights of the unpruned convolution."""
+        return max_width(self.cout) * self.fan_in * self.kernel**2
+
 
 @dataclass(frozen=True)
 class Space:
