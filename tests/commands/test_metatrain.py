@@ -24,7 +24,7 @@ from engine.space import architecture
 from engine.training_costs import steps_between_rests
 
 # Long enough to be hit while it runs; a checkpoint as often as the 5 % rule allows.
-STEPS = 120
+STEPS = 240
 INTERRUPTIBLE: tuple[object, ...] = ("--hidden", "1", "--steps", STEPS, "--batch", "8", "--calibration-images", "32")
 INTERRUPTIBLE += ("--checkpoint-minutes", "0")
 DELAYED_STEPS = 90
