@@ -141,7 +141,7 @@ def main(options: Evolve) -> None:
     state = load_state(out, identity, device) if options.resume else None
     if not options.resume:
         directory.start_output(out, options, identity)
-    cache = ScoreCache(run.folder, scoring.key, len(scoring.images.subset))
+    cache = ScoreCache(run.folder, scoring.cache_key, len(scoring.images.subset))
     listed = quantities(costs.to("cpu"), table.to("cpu").predict if table else None)
     search = Search(settings, costs, listed, budget, pareto, options.race, run, scoring, cache, scorer, out, identity)
     state = state or initial_state(len(costs.space.genes), options.seed, device)

@@ -38,8 +38,9 @@ from engine.random import random_integers, stream_key
 from engine.run import directory, ranks, torchrun
 from engine.run.average import WeightAverage
 from engine.run.command import run_command, use_device
+from engine.run.machine import machine_facts
 from engine.run.options import TrainingOptions, require_at_least
-from engine.run.shared import check_facts, machine_facts
+from engine.run.shared import check_facts
 from engine.run.team import Team
 from engine.run.training import Training, follow, keep_freed_memory, train
 from engine.space import Space, architecture

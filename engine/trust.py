@@ -129,7 +129,7 @@ def _score(scoring: Scoring, folder: Path, genome_PG: Tensor, console: Console) 
     What was scored before comes from the run's cache, which also keeps what a signal interrupts.
     """
     genome_PG = genome_PG.to(scoring.device)
-    cache = ScoreCache(folder, scoring.key, len(scoring.images.subset))
+    cache = ScoreCache(folder, scoring.cache_key, len(scoring.images.subset))
     with Interruption() as interruption, _progress(console) as progress:
         task = progress.add_task("random candidate", total=len(genome_PG))
         for count in cache.score_missing(scoring.score, genome_PG):

@@ -34,9 +34,8 @@ class Entry(NamedTuple):
 class ScoreCache:
     """Scores of one PruningNet, remembered across searches and budgets: ``RUN/scores/KEY.jsonl``.
 
-    ``key`` says what a score depends on besides the genome: PruningNet, splits, calibration, precision, device
-    and kernels; ``images`` is how many a whole score takes. Scores cut short by a race are for this search alone.
-    A line cut short by a crash is dropped.
+    ``key`` says what a score depends on besides the genome (`Scoring.cache_key`); ``images`` is how many a whole
+    score takes. Scores cut short by a race are for this search alone. A line cut short by a crash is dropped.
     """
 
     def __init__(self, run: Path, key: Mapping[str, str | int], images: int) -> None:

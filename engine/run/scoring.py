@@ -14,8 +14,10 @@ from engine.errors import UserError
 from engine.population import Scores, ScoringImages, score_passes, scoring_images
 from engine.pruningnet import PruningNet
 from engine.racing import Race
+from engine.run.machine import machine_facts
 from engine.run.opened import PruningNetRun
 from engine.run.training import keep_freed_memory
+from kernels import backends
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -52,6 +54,11 @@ class Scoring:
     key: Mapping[str, str | int]
     device: torch.device
     memory: int
+
+    @property
+    def cache_key(self) -> dict[str, str | int]:
+        """What the bits of a score depend on besides the genome: ``key``, the machine, and its kernels."""
+        return {**self.key, **machine_facts(self.device), "kernels": backends.digest()}
 
     def score(
         self, genome_PG: Tensor, race: Race | None = None, positions: Tensor | None = None

@@ -17,10 +17,10 @@ from engine.errors import UserError
 from engine.population import Scores
 from engine.racing import Race
 from engine.run import ranks
+from engine.run.machine import machine_facts
 from engine.run.scores import Scorer
 from engine.run.scoring import Scoring
 from engine.run.shares import Joined, share_out
-from kernels import backends
 
 
 def shared_scorer(scoring: Scoring) -> Scorer:
@@ -53,16 +53,6 @@ def facts(scoring: Scoring) -> dict[str, str]:
     known = {name: str(value) for name, value in scoring.key.items()}
     known["calibration batch"] = hashlib.sha256(pixels).hexdigest()
     return known | machine_facts(scoring.device)
-
-
-def machine_facts(device: torch.device) -> dict[str, str]:
-    """What the bits of a result depend on besides the input: the version of PyTorch, and the processor."""
-    if device.type == "cuda":
-        processor = torch.cuda.get_device_name(device)
-    else:
-        kernels = backends.extension.build_info()["instruction_set"] if backends.extension else "no C++ kernels"
-        processor = f"{torch.backends.cpu.get_cpu_capability()}, {kernels}"
-    return {"torch": torch.__version__, "processor": processor}
 
 
 def check_facts(own: Mapping[str, str], rank: int, others: Mapping[str, str]) -> None:

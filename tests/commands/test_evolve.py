@@ -115,6 +115,22 @@ def test_scores_of_another_calibration_are_not_taken_from_the_cache(copied: Path
     assert losses[0] != losses[1]
 
 
+@pytest.mark.parametrize("other", ["code of the kernels", "instruction set"])
+def test_scores_that_may_have_other_bits_are_not_taken_from_the_cache(
+    copied: Path, tmp_path: Path, other: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shared = ("--flops", "300M", "--run", copied, *TINY_SEARCH)
+    assert run("evolve", *shared, "--out", tmp_path / "first") == 0
+    if other == "code of the kernels":
+        monkeypatch.setattr(backends, "digest", lambda: "of other code")
+    elif backends.extension is None:
+        pytest.skip(backends.why_not("generate_weights", "cpu"))
+    else:
+        monkeypatch.setenv("METAPRUNE_ISA", "portable")
+    assert run("evolve", *shared, "--out", tmp_path / "second") == 0
+    assert capfd.readouterr().err.count("(0 from cache)") == 4
+
+
 @pytest.mark.parametrize(
     "option",
     [

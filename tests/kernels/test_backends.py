@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,28 @@ def test_the_build_tells_how_it_was_made() -> None:
     info = backends.extension.build_info()
     assert set(info) == {"compiler", "flags", "torch", "instruction_set", "instruction_sets"}
     assert info["instruction_set"] in info["instruction_sets"]
+
+
+def test_the_digest_is_of_the_code_that_computes(tmp_path: Path) -> None:
+    """A copy of the package has the same one, until a kernel's code is another."""
+    shutil.copytree(Path(kernels.__file__).parent, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def digest() -> str:
+        code = "from kernels import backends; print(backends.digest())"
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert digest() == backends.digest()
+    for name in ("score_logits/triton.py", "layout.py"):
+        before = digest()
+        with (tmp_path / "kernels" / name).open("a") as file:
+            file.write("# changed\n")
+        assert digest() != before
+    if backends.extension is not None:
+        before = digest()
+        extension = next((tmp_path / "kernels").glob("_extension*.so"))
+        extension.write_bytes(extension.read_bytes() + b"changed")
+        assert digest() != before
 
 
 def test_everything_runs_without_the_extension() -> None:
