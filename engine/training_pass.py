@@ -75,8 +75,7 @@ class _Pass:
         for conv, weight, width_S, limit in zip(self.space.convs, weights, widths, limits, strict=True):
             self.tensors[conv.name] = self._layer(conv, weight, *width_S, *limit)
         last = self.tensors[self.space.convs[-1].name]
-        dense = layout.unpack_activations(last.buffer, features, last.image)
-        return [x.mean(dim=(2, 3)) for x in dense]
+        return list(_Averages.apply(last.buffer, last.image, features, limits[-1][1]))
 
     def _layer(self, conv: Conv, weight: Tensor, cin_S: Tensor, cout_S: Tensor, cin: int, cout: int) -> Activations:
         x = self.tensors[conv.source]
@@ -105,3 +104,21 @@ class _Pass:
             y = kernels.ragged_max_pool(y, cout_S, self.own_S, image=image, max_channels=cout)
             image = layout.output_image(image, 3, 2)
         return Activations(y, image)
+
+
+class _Averages(torch.autograd.Function):
+    """The averages ``[N, C]`` over the pixels of every structure; the gradient of their buffer is written once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, buffer: Tensor, image: Image, channels: Sequence[int], max_channels: int
+    ) -> tuple[Tensor, ...]:
+        ctx.like, ctx.image, ctx.max_channels = buffer.new_empty(0), image, max_channels
+        return tuple(x.mean(dim=(2, 3)) for x in layout.unpack_activations(buffer, channels, image))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        _, height, width = ctx.image
+        shares = ((grad / (height * width))[:, :, None, None].expand(-1, -1, height, width) for grad in grads)
+        buffer = layout.gather_activations(shares, len(grads), ctx.image, ctx.max_channels, ctx.like)
+        return buffer, None, None, None
