@@ -53,6 +53,7 @@ struct ConvolutionGradient {
     const std::int64_t* part_of;  // [S]
     double* sums;    // [slots, groups(input_group), 2, max_cin]: gradients of shift and scale, or null
     T* grad_x;       // slots like those of x, or null
+    bool streams;    // it is written past the caches
     T* grad_weight;  // slots like those of weight
 
     std::int64_t taps() const { return kernel * kernel; }

@@ -32,6 +32,7 @@ struct RaggedDepthwiseBackward {
     const float* input_shift;  // likewise
     Clamp input_clamp;
     T* grad_x;            // slots of activations, or null
+    bool streams;         // it is written past the caches
     double* weight_sums;  // [S, groups(), kernel², padded()], zero on entry: the sum over the groups is the
                           // gradient
     double* input_sums;   // [slots, groups(), 2, padded()] of shift and scale, likewise; null without them

@@ -17,4 +17,7 @@ Tensor new_buffer(const Tensor& like, const std::vector<std::int64_t>& shape);
 // One of floats.
 Tensor new_floats(const Tensor& like, const std::vector<std::int64_t>& shape);
 
+// Whether a result of so many bytes is written past the caches: it is read from memory anyway.
+inline bool past_caches(std::int64_t bytes) { return bytes > 24 << 20; }
+
 }  // namespace metaprune

@@ -19,9 +19,6 @@ namespace {
 
 using Image = std::vector<std::int64_t>;
 
-// Results of so many bytes are read from memory anyway.
-constexpr std::int64_t kCached = 24 << 20;
-
 // A chain whose pointers were checked, and what they need kept alive.
 template <typename T>
 struct Arguments {
@@ -118,7 +115,7 @@ struct Arguments {
         }
         const Tensor y = new_buffer(x, {chain.S, slot});
         chain.y = mutable_data<T>(y);
-        chain.streams = result_bytes(height * across) > kCached;
+        chain.streams = past_caches(result_bytes(height * across));
         chain.group = images_per_group(chain);
         const std::int64_t groups = chain.groups();
         Tensor partial;

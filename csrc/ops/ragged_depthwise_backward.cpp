@@ -123,6 +123,8 @@ Gradients ragged_depthwise_backward_cpu(
         const Tensor grad_x = needs_x ? new_buffer(x, {args.slots, slot}) : nothing();
         if (needs_x) {
             args.grad_x = mutable_data<T>(grad_x);
+            args.streams = past_caches(elements_read(readers, args.channels, args.N * args.H * args.W) *
+                                       static_cast<std::int64_t>(sizeof(T)));
             clear_unread(args.grad_x, slot, readers);
         }
         const Isa isa = chosen_isa();

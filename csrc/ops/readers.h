@@ -39,6 +39,15 @@ inline Readers readers_of(const std::int32_t* source, std::int64_t S, std::int64
     return found;
 }
 
+// Elements of activations of so many pixels in all slots that somebody reads.
+inline std::int64_t elements_read(const Readers& readers, const std::int32_t* channels, std::int64_t pixels) {
+    std::int64_t width = 0;
+    for (std::int64_t l = 0; l < readers.slots(); ++l) {
+        if (readers.count(l) > 0) width += round_up(channels[readers.any(l)], 8);
+    }
+    return width * pixels;
+}
+
 // Zero for the slots of a gradient that nobody reads.
 template <typename T>
 void clear_unread(T* buffer, std::int64_t slot, const Readers& readers) {

@@ -10,7 +10,7 @@ from test_fused_block import assert_block_is_exact
 from torch import Tensor
 
 import kernels
-from kernels import BlockConv
+from kernels import BlockConv, backends
 from kernels.layout import Image
 
 OP = "fused_block"
@@ -65,3 +65,43 @@ def test_results_larger_than_the_caches_have_the_bits_of_each_image_alone(kernel
         alone = block([x[n : n + 1] for x in inputs], [x[n : n + 1] for x in shortcuts], (1, height, width))
         for s in range(2):
             assert torch.equal(together[s][n], alone[s][0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("normalised", [True, False], ids=["normalised", "as it is"])
+@pytest.mark.parametrize(("kernel_size", "stride", "depthwise"), [(1, 1, False), (3, 1, False), (3, 1, True), (3, 2, True)])
+def test_gradients_larger_than_the_caches_have_the_bits_of_each_image_alone(
+    kernel: str, dtype: torch.dtype, normalised: bool, kernel_size: int, stride: int, depthwise: bool
+) -> None:
+    if kernel == "reference":
+        pytest.skip("PyTorch's convolutions make no such promise")
+    torch.manual_seed(0)
+    images, size, own = 13, 112, int32([0, 1])
+    cin = [9, 100]
+    cout, out_size = cin if depthwise else [12, 5], -(-size // stride)
+    shapes = [(o, 1 if depthwise else i, kernel_size, kernel_size) for i, o in zip(cin, cout, strict=True)]
+    weights = kernels.pack_weights([torch.randn(s).to(dtype) for s in shapes], 100, max(cout), depthwise)
+    prologue = (torch.rand(2, 100) + 0.5, torch.randn(2, 100), "relu6") if normalised else (None, None, "none")
+    grad_sums = torch.randn(2, 2, max(cout), dtype=torch.float64) / 64
+    x, y, grad_y = (
+        random_activations(channels, (images, side, side), dtype)
+        for channels, side in ((cin, size), (cout, out_size), (cout, out_size))
+    )
+
+    def gradient(n: slice) -> list[Tensor]:
+        """That of these images of both subnetworks."""
+        inputs, outputs, grads = ([of_one[n] for of_one in dense] for dense in (x, y, grad_y))
+        packed = [kernels.pack_activations(grads, max(cout)), grad_sums, kernels.pack_activations(outputs, max(cout))]
+        packed += [kernels.pack_activations(inputs, 100), weights]
+        widths, most = ([int32(cout)], [100]) if depthwise else ([int32(cin), int32(cout)], [100, max(cout)])
+        image = (len(inputs[0]), size, size)
+        name = "ragged_depthwise_backward" if depthwise else "ragged_conv_backward"
+        arguments = [*packed, *widths, own, own, list(image), kernel_size, stride, *most, *prologue, True]
+        found = backends.implementation(name, inputs[0])(*arguments)
+        return kernels.unpack_activations(found[0], cin, image)
+
+    together = gradient(slice(None))
+    assert sum(d.shape[1] for d in together) * images * size * size * dtype.itemsize > 32 << 20
+    for n in range(images):
+        for whole, alone in zip(together, gradient(slice(n, n + 1)), strict=True):
+            assert torch.equal(whole[n], alone[0])
