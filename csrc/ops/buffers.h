@@ -18,6 +18,6 @@ Tensor new_buffer(const Tensor& like, const std::vector<std::int64_t>& shape);
 Tensor new_floats(const Tensor& like, const std::vector<std::int64_t>& shape);
 
 // Whether a result of so many bytes is written past the caches: it is read from memory anyway.
-inline bool past_caches(std::int64_t bytes) { return bytes > 24 << 20; }
+inline bool past_caches(std::int64_t bytes) { return bytes > 8 << 20; }
 
 }  // namespace metaprune
