@@ -128,6 +128,7 @@ def test_scores_that_may_have_other_bits_are_not_taken_from_the_cache(
     else:
         monkeypatch.setenv("METAPRUNE_ISA", "portable")
     assert run("evolve", *shared, "--out", tmp_path / "second") == 0
+    # Both generations of both searches.
     assert capfd.readouterr().err.count("(0 from cache)") == 4
 
 

@@ -69,7 +69,9 @@ def test_results_larger_than_the_caches_have_the_bits_of_each_image_alone(kernel
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("normalised", [True, False], ids=["normalised", "as it is"])
-@pytest.mark.parametrize(("kernel_size", "stride", "depthwise"), [(1, 1, False), (3, 1, False), (3, 1, True), (3, 2, True)])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "depthwise"), [(1, 1, False), (3, 1, False), (3, 1, True), (3, 2, True)]
+)
 def test_gradients_larger_than_the_caches_have_the_bits_of_each_image_alone(
     kernel: str, dtype: torch.dtype, normalised: bool, kernel_size: int, stride: int, depthwise: bool
 ) -> None:
