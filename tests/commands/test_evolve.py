@@ -236,7 +236,8 @@ def test_generations_on_the_device_write_the_same_bytes_and_take_known_scores_fr
         assert generations[-1].steps == steps
         seconds = json.loads((tmp_path / name / "profile.json").read_text())["seconds"]
         assert ("calibration" in seconds) == bool(steps)
-        assert seconds["other"] < 0.2 * sum(seconds.values())
+        # A search that finds all its scores takes a hundredth of a second or two: too short to say.
+        assert not steps or seconds["other"] < 0.2 * sum(seconds.values())
         assert capfd.readouterr().err.count(f"({0 if steps else 6} from cache)") == 3
         for file in ("candidates.csv", "state.json", "structure.json", "uniform.json"):
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "host" / file).read_bytes()
