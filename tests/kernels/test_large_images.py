@@ -78,7 +78,7 @@ def test_gradients_larger_than_the_caches_have_the_bits_of_each_image_alone(
     if kernel == "reference":
         pytest.skip("PyTorch's convolutions make no such promise")
     torch.manual_seed(0)
-    images, size, own = 3, 112, int32([0, 1])
+    images, size, own = 4, 112, int32([0, 1])
     cin = [9, 100]
     cout, out_size = cin if depthwise else [12, 5], -(-size // stride)
     shapes = [(o, 1 if depthwise else i, kernel_size, kernel_size) for i, o in zip(cin, cout, strict=True)]
