@@ -147,8 +147,10 @@ Gradients ragged_conv_backward_cpu(const std::optional<Tensor>& grad_y,
         if (needs_x) {
             grad_x = new_buffer(x, {args.slots, x.size(1)});
             args.grad_x = mutable_data<T>(grad_x);
-            args.streams = past_caches(elements_read(readers, args.cin, args.N * args.H * args.W) *
-                                       static_cast<std::int64_t>(sizeof(T)));
+            // With a stride the pixels of a strip are not finished one after another.
+            args.streams =
+                stride == 1 && past_caches(elements_read(readers, args.cin, args.N * args.H * args.W) *
+                                           static_cast<std::int64_t>(sizeof(T)));
             turned = new_floats(x, {weight_slots, args.turned_slot()});
             args.turned = turned.mutable_data_ptr();
             const std::int64_t panels = round_up(max_cin, kPanel) / kPanel;
