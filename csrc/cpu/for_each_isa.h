@@ -8,6 +8,7 @@
 // METAPRUNE_CALL(isa, function(arguments)) then calls the function of that name compiled for `isa`.
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "isa.h"

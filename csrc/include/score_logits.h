@@ -12,31 +12,27 @@
 
 namespace metaprune {
 
-// Rows of a classifier [T, C] as panels [ceil(T / 16), C, 16], zero beyond T: writes panels [begin, end).
-template <typename T>
-void pack_classifier(Isa isa, const T* weight, std::int64_t classes, std::int64_t channels, float* panels,
-                     std::int64_t begin, std::int64_t end);
-
-template <typename T>
+// x is T, the classifier W.
+template <typename T, typename W>
 struct ScoreLogits {
     std::int64_t S, N, pixels;  // of one image
     std::int64_t max_channels, classes;
     const T* x;                    // slots of N · pixels · round_up(max_channels, 8) elements
     const std::int32_t* source;    // [S], slots of x
     const std::int32_t* channels;  // [S], 1..max_channels
-    const float* panels;           // from pack_classifier
+    const W* weight;               // [T, max_channels]
     const float* bias;             // [T]
     const std::int64_t* labels;    // [N], 0..classes - 1
     bool* correct;                 // [S, N]
     double* loss;                  // [S, N]
 
-    // Images of one item of work: enough to use a panel often while it is in the cache.
+    // Images of one item of work: enough to use a row of the classifier often once it is there.
     static constexpr std::int64_t kGroup = 32;
     std::int64_t groups() const { return (N + kGroup - 1) / kGroup; }
 };
 
 // Run items [begin, end) of S · groups(): item s · groups() + g is group g of subnetwork s.
-template <typename T>
-void score_logits(Isa isa, const ScoreLogits<T>& args, std::int64_t begin, std::int64_t end);
+template <typename T, typename W>
+void score_logits(Isa isa, const ScoreLogits<T, W>& args, std::int64_t begin, std::int64_t end);
 
 }  // namespace metaprune

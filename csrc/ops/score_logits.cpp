@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "activations.h"
@@ -12,18 +13,6 @@
 
 namespace metaprune {
 namespace {
-
-// The classifier [T, C] in panels, in float.
-template <typename T>
-Tensor pack_classifier(Isa isa, const Tensor& weight) {
-    const std::int64_t classes = weight.size(0), channels = weight.size(1);
-    const std::int64_t panels = round_up(classes, kPanel) / kPanel;
-    const Tensor packed = torch::stable::new_empty(weight, {panels, channels, kPanel}, ScalarType::Float);
-    torch::stable::parallel_for(0, panels, 8, [&](std::int64_t begin, std::int64_t end) {
-        pack_classifier(isa, data<T>(weight), classes, channels, mutable_data<float>(packed), begin, end);
-    });
-    return packed;
-}
 
 const std::int64_t* expect_labels(const Tensor& labels, std::int64_t N, std::int64_t classes) {
     expect("labels", labels, ScalarType::Long, {N});
@@ -35,41 +24,47 @@ const std::int64_t* expect_labels(const Tensor& labels, std::int64_t N, std::int
     return values;
 }
 
+template <typename T, typename W>
+std::tuple<Tensor, Tensor> score(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                                 const Tensor& labels, const Tensor& channels, const Tensor& source,
+                                 const std::vector<std::int64_t>& image) {
+    STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) >= 1, "weight must be [classes, max channels]");
+    const ScalarType dtype = x.scalar_type();
+    const std::int64_t S = expect_count("channels", channels);
+    ScoreLogits<T, W> args{};
+    args.S = S;
+    args.classes = weight.size(0);
+    args.max_channels = weight.size(1);
+    const std::int64_t slot = expect_slot(image, args.max_channels);
+    args.N = image[0];
+    args.pixels = image[1] * image[2];
+    expect("weight", weight, std::is_same_v<W, float> ? ScalarType::Float : dtype,
+           {args.classes, args.max_channels});
+    const Tensor biases = expect_floats("bias", bias, dtype, {args.classes});
+    args.source = expect_slots("source", source, S, expect_buffer("x", x, dtype, slot));
+    args.channels = expect_widths("channels", channels, S, args.max_channels);
+    args.labels = expect_labels(labels, args.N, args.classes);
+
+    const Isa isa = chosen_isa();
+    const Tensor correct = torch::stable::new_empty(x, {S, args.N}, ScalarType::Bool);
+    const Tensor loss = torch::stable::new_empty(x, {S, args.N}, ScalarType::Double);
+    args.x = data<T>(x);
+    args.weight = data<W>(weight);
+    args.bias = data<float>(biases);
+    args.correct = mutable_data<bool>(correct);
+    args.loss = mutable_data<double>(loss);
+    for_each_item(S * args.groups(),
+                  [&](std::int64_t begin, std::int64_t end) { score_logits(isa, args, begin, end); });
+    return std::tuple(correct, loss);
+}
+
 std::tuple<Tensor, Tensor> score_logits_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias,
                                             const Tensor& labels, const Tensor& channels,
                                             const Tensor& source, const std::vector<std::int64_t>& image) {
     return with_storage_type("score_logits", x, [&](auto storage) {
         using T = decltype(storage);
-        STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) >= 1, "weight must be [classes, max channels]");
-        const ScalarType dtype = x.scalar_type();
-        const bool in_float = weight.scalar_type() == ScalarType::Float;
-        const std::int64_t S = expect_count("channels", channels);
-        ScoreLogits<T> args{};
-        args.S = S;
-        args.classes = weight.size(0);
-        args.max_channels = weight.size(1);
-        const std::int64_t slot = expect_slot(image, args.max_channels);
-        args.N = image[0];
-        args.pixels = image[1] * image[2];
-        expect("weight", weight, in_float ? ScalarType::Float : dtype, {args.classes, args.max_channels});
-        const Tensor biases = expect_floats("bias", bias, dtype, {args.classes});
-        args.source = expect_slots("source", source, S, expect_buffer("x", x, dtype, slot));
-        args.channels = expect_widths("channels", channels, S, args.max_channels);
-        args.labels = expect_labels(labels, args.N, args.classes);
-
-        const Isa isa = chosen_isa();
-        const Tensor panels =
-            in_float ? pack_classifier<float>(isa, weight) : pack_classifier<T>(isa, weight);
-        const Tensor correct = torch::stable::new_empty(x, {S, args.N}, ScalarType::Bool);
-        const Tensor loss = torch::stable::new_empty(x, {S, args.N}, ScalarType::Double);
-        args.x = data<T>(x);
-        args.panels = data<float>(panels);
-        args.bias = data<float>(biases);
-        args.correct = mutable_data<bool>(correct);
-        args.loss = mutable_data<double>(loss);
-        for_each_item(S * args.groups(),
-                      [&](std::int64_t begin, std::int64_t end) { score_logits(isa, args, begin, end); });
-        return std::tuple(correct, loss);
+        const auto run = weight.scalar_type() == ScalarType::Float ? score<T, float> : score<T, T>;
+        return run(x, weight, bias, labels, channels, source, image);
     });
 }
 
