@@ -72,18 +72,27 @@ def test_results_larger_than_the_caches_have_the_bits_of_each_image_alone(kernel
 @pytest.mark.parametrize(
     ("kernel_size", "stride", "depthwise"), [(1, 1, False), (3, 1, False), (3, 1, True), (3, 2, True)]
 )
+# Of small images a thread takes several at once; seven rows of these are an odd number of strips.
+@pytest.mark.parametrize(("images", "size", "cin"), [(4, 112, [9, 100]), (53, 7, [850, 880])], ids=["large", "small"])
 def test_gradients_larger_than_the_caches_have_the_bits_of_each_image_alone(
-    kernel: str, dtype: torch.dtype, normalised: bool, kernel_size: int, stride: int, depthwise: bool
+    kernel: str,
+    dtype: torch.dtype,
+    normalised: bool,
+    kernel_size: int,
+    stride: int,
+    depthwise: bool,
+    images: int,
+    size: int,
+    cin: list[int],
 ) -> None:
     if kernel == "reference":
         pytest.skip("PyTorch's convolutions make no such promise")
     torch.manual_seed(0)
-    images, size, own = 4, 112, int32([0, 1])
-    cin = [9, 100]
+    own, width = int32([0, 1]), max(cin)
     cout, out_size = cin if depthwise else [12, 5], -(-size // stride)
     shapes = [(o, 1 if depthwise else i, kernel_size, kernel_size) for i, o in zip(cin, cout, strict=True)]
-    weights = kernels.pack_weights([torch.randn(s).to(dtype) for s in shapes], 100, max(cout), depthwise)
-    prologue = (torch.rand(2, 100) + 0.5, torch.randn(2, 100), "relu6") if normalised else (None, None, "none")
+    weights = kernels.pack_weights([torch.randn(s).to(dtype) for s in shapes], width, max(cout), depthwise)
+    prologue = (torch.rand(2, width) + 0.5, torch.randn(2, width), "relu6") if normalised else (None, None, "none")
     grad_sums = torch.randn(2, 2, max(cout), dtype=torch.float64) / 64
     x, y, grad_y = (
         random_activations(channels, (images, side, side), dtype)
@@ -94,8 +103,8 @@ def test_gradients_larger_than_the_caches_have_the_bits_of_each_image_alone(
         """That of these images of both subnetworks."""
         inputs, outputs, grads = ([of_one[n] for of_one in dense] for dense in (x, y, grad_y))
         packed = [kernels.pack_activations(grads, max(cout)), grad_sums, kernels.pack_activations(outputs, max(cout))]
-        packed += [kernels.pack_activations(inputs, 100), weights]
-        widths, most = ([int32(cout)], [100]) if depthwise else ([int32(cin), int32(cout)], [100, max(cout)])
+        packed += [kernels.pack_activations(inputs, width), weights]
+        widths, most = ([int32(cout)], [width]) if depthwise else ([int32(cin), int32(cout)], [width, max(cout)])
         image = (len(inputs[0]), size, size)
         name = "ragged_depthwise_backward" if depthwise else "ragged_conv_backward"
         arguments = [*packed, *widths, own, own, list(image), kernel_size, stride, *most, *prologue, True]
